@@ -1,0 +1,115 @@
+"""Latents and where they came from: `Recipe` says how a text becomes a vector, `LatentPairs` holds the vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.errors import RecipeMismatch
+
+Array = NDArray[Any]
+POOLINGS = ("last", "mean")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that fixes a latent; two latents may be compared only if their recipes are equal.
+
+    A view is "LAYER:POOLING", for example "20:mean". Layer L is the output of the L-th decoder layer
+    (transformers' `hidden_states[L]`); the last layer is taken after the final norm. Pooling "last" is the last
+    token, "mean" the mean over the response's tokens (over the prompt's tokens for a prompt's own latent).
+    """
+
+    model: str
+    """Hub id, folder or file the backbone was loaded from."""
+    revision: str
+    """Hash of the weights' source: a hub commit or a digest of the local files."""
+    views: tuple[str, ...]
+    """Which layers and poolings, in the order in which they stand in the latent."""
+    width: int
+    """Size of one view; a latent has `width * len(views)` numbers."""
+    template: str
+    """Digest of the chat template and of how text becomes ids, or "none" for a base model."""
+    max_length: int
+    """Most tokens a sequence keeps; the prompt's start is cut first."""
+    dtype: str
+    """Number type the backbone ran in, "float32" or "bfloat16"."""
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that differ whenever any field differs."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def dim(self) -> int:
+        """Length of a whole latent: all views side by side."""
+        return self.width * len(self.views)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The distinct layers that the views need, ascending."""
+        return tuple(sorted({int(view.split(":")[0]) for view in self.views}))
+
+    def columns(self, views: tuple[str, ...]) -> Array:
+        """Column indices [width * len(views)] of `views` inside a latent of this recipe."""
+        missing = [view for view in views if view not in self.views]
+        if missing:
+            raise RecipeMismatch(f"the latents have views {', '.join(self.views)}, not {', '.join(missing)}")
+        starts = [self.views.index(view) * self.width for view in views]
+        return np.concatenate([np.arange(s, s + self.width) for s in starts])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "views": list(self.views)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        return cls(**{**data, "views": tuple(data["views"])})
+
+
+@dataclass(frozen=True)
+class LatentPairs:
+    """n preference pairs as vectors, all float32 [n, d] with d = recipe.dim."""
+
+    chosen: Array
+    rejected: Array
+    prompt: Array
+    recipe: Recipe
+    group: Array
+    """Int [n]: pairs with the same number share their prompt; folds and bootstraps split by it."""
+    margin: Array | None = None
+    """Float [n], how much better chosen is, where known (not NaN)."""
+    user_id: Array | None = None
+    source: Array | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What encoding cost: tokens, seconds, cached, truncated."""
+
+    def __post_init__(self) -> None:
+        for name in ("chosen", "rejected", "prompt"):
+            shape = getattr(self, name).shape
+            if shape != (len(self.group), self.recipe.dim):
+                raise RecipeMismatch(f"{name} is {shape}, the recipe wants ({len(self.group)}, {self.recipe.dim})")
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def take(self, index: Array) -> LatentPairs:
+        """The pairs at `index` (ints or a mask), in that order."""
+        per_pair = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("recipe", "meta")}
+        return replace(self, **{name: value[index] for name, value in per_pair.items() if value is not None})
+
+    def select(self, views: tuple[str, ...]) -> LatentPairs:
+        """The same pairs with only these views, and the recipe narrowed to them."""
+        columns = self.recipe.columns(views)
+        return replace(
+            self,
+            chosen=self.chosen[:, columns],
+            rejected=self.rejected[:, columns],
+            prompt=self.prompt[:, columns],
+            recipe=replace(self.recipe, views=views),
+        )
