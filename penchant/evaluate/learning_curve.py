@@ -1,0 +1,73 @@
+"""Accuracy against the number of training pairs: would more pairs help?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from penchant.errors import InputError
+from penchant.evaluate.accuracy import DRAWS, LEVEL, Interval, correctness, group_sums, prompt_weights
+from penchant.latents import Array, LatentPairs
+
+
+class Fittable(Protocol):
+    """What the curve needs of a head."""
+
+    def fit(self, pairs: LatentPairs) -> Any: ...
+    def score(self, latents: Array) -> Array: ...
+
+
+def nested_order(groups: Array, seed: int) -> Array:
+    """An order [n] of the pairs, shuffled by whole prompts; its first k pairs are the subset of size k."""
+    _, index = np.unique(groups, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(index.max() + 1)
+    return np.argsort(place[index], kind="stable")
+
+
+def seeds_and_prompts_interval(correct: Array, groups: Array, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Mean of correctness [seeds, n] with an interval over both seeds and prompts.
+
+    Each draw resamples the seeds and, independently, the test prompts (the pigeonhole bootstrap, Owen 2007), so the
+    interval covers both the luck of the training subset and the luck of the test pairs; it errs on the wide side.
+    """
+    sums, counts = group_sums(correct, groups)
+    runs = len(correct)
+    rng = np.random.default_rng([seed, 1])
+    means = []
+    for w in prompt_weights(len(counts), draws, seed):
+        picked = rng.multinomial(runs, np.full(runs, 1 / runs), size=len(w))
+        means.append(((picked @ sums) * w).sum(axis=1) / (runs * (w @ counts)))
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(correct.mean()), float(low), float(high), correct.shape[1])
+
+
+def learning_curve(
+    make_head: Callable[[int], Fittable],
+    train: LatentPairs,
+    test: LatentPairs,
+    sizes: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    draws: int = DRAWS,
+) -> list[dict[str, Any]]:
+    """Accuracy on the whole test set after fitting on subsets of the training pairs, ascending in size.
+
+    `make_head(seed)` gives an unfitted head. For one seed the subsets are nested, and prompts enter whole, except
+    the last, which is cut to meet the size. Sizes beyond the training set become the whole of it.
+    """
+    if not sizes or not seeds or min(sizes) < 1:
+        raise InputError("a learning curve needs at least one seed and sizes of one pair or more")
+    orders = {seed: nested_order(train.group, seed) for seed in seeds}
+    points = []
+    for size in sorted({min(size, len(train)) for size in sizes}):
+        correct = []
+        for seed, order in orders.items():
+            head = make_head(seed)
+            head.fit(train.take(order[:size]))
+            correct.append(correctness(head.score(test.chosen), head.score(test.rejected)))
+        interval = seeds_and_prompts_interval(np.stack(correct), test.group, draws)
+        points.append(
+            {"n": size, "value": interval.value, "low": interval.low, "high": interval.high, "seeds": len(seeds)}
+        )
+    return points

@@ -1,0 +1,153 @@
+"""The contract of a head: `fit` on latent pairs, `score` latents, save and load without pickle."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from typing_extensions import Self
+
+from penchant.errors import InputError, RecipeMismatch
+from penchant.latents import LatentPairs
+
+Array = NDArray[Any]
+
+HEADS: dict[str, type[Head]] = {}
+"""Every head by the name that its config.json carries."""
+
+
+class Head(ABC):
+    """Scores latents; higher is better, and only differences within one prompt mean anything.
+
+    A subclass names itself (`class LinearHead(Head, name="linear")`), keeps its constructor's arguments under their
+    own names, and lists what `fit` learns: `tensors` (saved in model.safetensors) and `facts` (saved in config.json).
+    """
+
+    name: ClassVar[str]
+    tensors: ClassVar[tuple[str, ...]]
+    facts: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, name: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = name
+        HEADS[name] = cls
+
+    @abstractmethod
+    def fit(self, pairs: LatentPairs) -> Self:
+        """Learn from n pairs of latents [n, d]."""
+
+    @abstractmethod
+    def score(self, latents: Array) -> Array:
+        """Float32 scores [n] of latents [n, d]. Raises RecipeMismatch for another width, InputError for NaN or inf."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """How many learned numbers a score depends on."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, as scikit-learn's `clone` wants them."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_params().items())})"
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """What config.json and model.safetensors hold. Raises InputError before `fit`."""
+        self._check_fitted()
+        learned = {name: getattr(self, name) for name in self.facts}
+        config = {"head": self.name, **self.get_params(), "learned": learned}
+        return config, {name: np.ascontiguousarray(getattr(self, name)) for name in self.tensors}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Array]) -> Self:
+        """The head that `state` described."""
+        # JSON knows no tuples, and no head takes or learns a list.
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        head = cls(**{k: v for k, v in config.items() if k not in ("head", "learned")})
+        for name, value in {**config["learned"], **tensors}.items():
+            setattr(head, name, value)
+        return head
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into `folder`, made if missing."""
+        config, tensors = self.state()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        save_file(tensors, Path(folder, "model.safetensors"))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The head that `save_pretrained` wrote; its scores are equal bit for bit."""
+        head = load_head(folder)
+        if not isinstance(head, cls):
+            raise InputError(f"{folder} holds a {head.name} head, not {cls.__name__}; use load_head to read any head")
+        return head
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, self.tensors[0]):
+            raise InputError(f"this {type(self).__name__} has not been fitted; call fit(pairs) first")
+
+
+def load_head(folder: str | Path) -> Head:
+    """Read any saved head. Raises InputError if the folder has none or names a kind that is not known here."""
+    path = Path(folder, "config.json")
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json; give the folder that save_pretrained wrote")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kind = config.get("head")
+    if kind not in HEADS:
+        raise InputError(f"{path} names the head {kind!r}, known are {', '.join(sorted(HEADS))}")
+    return HEADS[kind].from_state(config, load_file(Path(folder, "model.safetensors")))
+
+
+def check_pairs(pairs: LatentPairs) -> None:
+    """Refuse what no head can learn from: fewer than two pairs, NaN or inf, or no pair whose two latents differ."""
+    if len(pairs) < 2:
+        raise InputError(f"a head needs at least 2 pairs, got {len(pairs)}; give more pairs")
+    for name in ("chosen", "rejected"):
+        check_finite(getattr(pairs, name), f"{name} latent of pair")
+    if np.array_equal(pairs.chosen, pairs.rejected):
+        raise InputError(f"chosen and rejected have equal latents in all {len(pairs)} pairs; check the two columns")
+
+
+def check_latents(latents: Array, width: int) -> Array:
+    """`latents` as an array [n, width] of finite numbers, or RecipeMismatch / InputError."""
+    latents = np.asarray(latents)
+    if latents.ndim != 2:
+        raise InputError(f"latents must have shape [n, {width}], got {list(latents.shape)}; give one row a response")
+    if latents.shape[1] != width:
+        raise RecipeMismatch(f"the head was fitted on latents of width {width}, got {latents.shape[1]}; use its recipe")
+    check_finite(latents, "latent in row")
+    return latents
+
+
+def check_finite(latents: Array, what: str) -> None:
+    bad = ~np.isfinite(latents).all(axis=1)
+    if bad.any():
+        raise InputError(f"the {what} {int(bad.argmax())} holds NaN or inf; encode it again or drop it")
+
+
+def prompt_folds(group: Array, folds: int, random_state: int) -> Array:
+    """Fold number [n] of each pair: about `folds` even parts, every prompt whole inside one of them.
+
+    Prompts stand in random order and the line of pairs is cut into `folds` equal lengths; a prompt goes where its
+    middle falls. Two prompts or more always give at least two folds; one prompt gives one.
+    """
+    prompts, member, size = np.unique(group, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(random_state).permutation(len(prompts))
+    middle = np.empty(len(prompts))
+    middle[order] = np.cumsum(size[order]) - size[order] / 2
+    part = np.floor(middle / len(group) * folds).astype(int)[member]
+    return np.unique(part, return_inverse=True)[1]
+
+
+def pair_accuracy(margins: Array) -> float:
+    """Share of score differences [n] above zero, a tie counting one half."""
+    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))

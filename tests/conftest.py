@@ -1,0 +1,27 @@
+"""What every test stands on: a cache of its own, and real data where it is present."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# datasets reads this once, on import; tests must neither use nor fill the user's own cache.
+CACHE = tempfile.mkdtemp(prefix="penchant-tests-")
+os.environ["HF_DATASETS_CACHE"] = CACHE
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real preference data: PENCHANT_DATA, or shared/data beside the repository."""
+    folder = Path(os.environ.get("PENCHANT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real preference data in {folder}; set PENCHANT_DATA to its folder")
+    return folder
