@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,17 @@ class Backbone:
     attention is not transformers' own interface, as padded rows.
     """
 
-    def __init__(self, model: transformers.PreTrainedModel, tokenizer: Any, name: str, revision: str, *, max_length: int = 2048) -> None:
+    def __init__(
+        self, model: transformers.PreTrainedModel, tokenizer: Any, name: str, revision: str, *, max_length: int = 2048
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name, self.revision = name, revision
         self.layers = _decoder_layers(model)
         self.depth = self.layers_run = len(self.layers)
         self.config = model.config.get_text_config()
         self.width = int(self.config.hidden_size)
-        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        embedding: Any = model.get_input_embeddings()
+        self.vocabulary = int(embedding.weight.shape[0])
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.dtype_reason = "as given"
         self.device = next(model.parameters()).device
@@ -91,21 +96,18 @@ class Backbone:
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         if files and files[0].suffix == ".gguf":
             source["gguf_file"] = files[0].name
-        quiet = transformers.utils.logging.get_verbosity()
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
-            if "gguf_file" in source:
-                source["quantization_config"] = transformers.GgufConfig(dequantize=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **source)
+            with _quiet():
+                tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
+                if "gguf_file" in source:
+                    source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+                model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **source)
         except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"cannot load the backbone {name!r}: {reason}") from error
-        finally:
-            transformers.utils.logging.set_verbosity(quiet)
         digest = _digest(files) if files else str(getattr(model.config, "_commit_hash", None) or revision or "unknown")
-        backbone = cls(model.base_model.to(device), tokenizer, name, digest, max_length=max_length)
+        base: Any = model.base_model
+        backbone = cls(base.to(device), tokenizer, name, digest, max_length=max_length)
         backbone.dtype_reason = reason
         return backbone
 
@@ -205,6 +207,18 @@ class Backbone:
         alone = [self.run_padded([torch.cat(row)], top)[0][0] for row in ((prompt, second), (second, first))]
         pairs = ((packed[8:12], alone[0][5:]), (packed[12:], alone[1]))
         return all(bool((a - b).norm() <= PROBE_TOLERANCE * b.norm()) for a, b in pairs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loaders' progress bars and notes off the terminal; what goes wrong still raises."""
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
 
 
 def choose_dtype(wish: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -38,6 +39,7 @@ class LatentStore(Protocol):
     def write(self, keys: Keys, latents: NDArray[np.float32]) -> None: ...
     def read(self, keys: Keys) -> NDArray[np.float32]: ...
     def refresh(self) -> None: ...
+    def compact(self) -> None: ...
 
 
 class MemoryStore:
@@ -56,6 +58,9 @@ class MemoryStore:
         return np.stack([self.rows[bytes(key)] for key in keys])
 
     def refresh(self) -> None:
+        pass
+
+    def compact(self) -> None:
         pass
 
 
@@ -152,8 +157,34 @@ def encode_pairs(
     """
     recipe = backbone.recipe(views)
     store = store if store is not None else MemoryStore()
+    keys, cost = fill(
+        backbone, recipe, pairs, store, token_budget=token_budget, show_progress=show_progress, label=label
+    )
+    optional = {name: _column(pairs, name) for name in ("margin", "user_id", "source") if name in pairs.column_names}
+    return LatentPairs(
+        chosen=store.read(keys["chosen"]),
+        rejected=store.read(keys["rejected"]),
+        prompt=store.read(keys["prompt"]),
+        recipe=recipe,
+        group=prompt_groups(pairs),
+        meta=cost.to_dict(),
+        **optional,
+    )
+
+
+def fill(
+    backbone: Backbone,
+    recipe: Recipe,
+    pairs: Dataset,
+    store: LatentStore,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    show_progress: bool = True,
+    label: str = "encode",
+) -> tuple[dict[str, Keys], Cost]:
+    """Put the latents of all pairs into the store, chunk by chunk; the keys [n, 16] of each side, and the cost."""
     cost = Cost()
-    chosen, rejected, prompt = [], [], []
+    found: dict[str, list[bytes]] = {"chosen": [], "rejected": [], "prompt": []}
     with tqdm(total=0, unit="tok", unit_scale=True, desc=label, disable=not show_progress, leave=False) as bar:
         for first in range(0, len(pairs), CHUNK):
             chunk = pairs[first : first + CHUNK]
@@ -162,19 +193,11 @@ def encode_pairs(
             bar.refresh()
             encode(backbone, recipe, tokens, store, token_budget=token_budget, cost=cost, progress=bar)
             half = len(tokens) // 2
-            chosen += [item.key for item in tokens[:half]]
-            rejected += [item.key for item in tokens[half:]]
-            prompt += [item.prompt_key for item in tokens[:half]]
-    optional = {name: _column(pairs, name) for name in ("margin", "user_id", "source") if name in pairs.column_names}
-    return LatentPairs(
-        chosen=store.read(_stack(chosen)),
-        rejected=store.read(_stack(rejected)),
-        prompt=store.read(_stack(prompt)),
-        recipe=recipe,
-        group=prompt_groups(pairs),
-        meta=cost.to_dict(),
-        **optional,
-    )
+            found["chosen"] += [item.key for item in tokens[:half]]
+            found["rejected"] += [item.key for item in tokens[half:]]
+            found["prompt"] += [item.prompt_key for item in tokens[:half]]
+    store.compact()
+    return {name: _stack(keys) for name, keys in found.items()}, cost
 
 
 def tokenize_pairs(
@@ -279,15 +302,11 @@ def _unfinished(batches: list[_Batch], store: LatentStore, budget: int, packed: 
 def _run_all(
     backbone: Backbone, recipe: Recipe, batches: list[_Batch], store: LatentStore
 ) -> Iterator[tuple[_Batch, NDArray[np.float32]]]:
-    """Batches with their latents, in order.
+    """Batches with their latents, in order; batches that another process has stored by now are passed over.
 
     On a CPU each core works on a batch of its own: the operations between the matrix products are too small to
     split, and cores that wait for each other after every one of them would idle.
     """
-
-    def run(batch: _Batch) -> NDArray[np.float32] | None:
-        store.refresh()
-        return None if _known(batch, store).all() else _latents(backbone, recipe, batch)
 
     cores = torch.get_num_threads()
     workers = min(MOST_WORKERS, cores, max(1, len(batches))) if backbone.device.type == "cpu" else 1
@@ -296,16 +315,22 @@ def _run_all(
         torch.set_num_threads(max(1, cores // workers))
 
     with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
-        ahead = []
-        for batch in batches:
-            ahead.append((batch, pool.submit(run, batch)))
-            if len(ahead) > workers:
-                done, future = ahead.pop(0)
-                if (latents := future.result()) is not None:
-                    yield done, latents
-        for done, future in ahead:
-            if (latents := future.result()) is not None:
-                yield done, latents
+        ahead: deque[tuple[_Batch, Future[NDArray[np.float32]]]] = deque()
+        try:
+            for batch in batches:
+                store.refresh()
+                if _known(batch, store).all():  # another process was faster
+                    continue
+                ahead.append((batch, pool.submit(_latents, backbone, recipe, batch)))
+                if len(ahead) > workers:
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+            while ahead:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
 
 
 def _latents(backbone: Backbone, recipe: Recipe, batch: _Batch) -> NDArray[np.float32]:

@@ -2,6 +2,18 @@
 
 The page is made from metrics.json alone. It has no script and loads nothing; a part that metrics.json lacks is left
 out. All texts and names in it are untrusted: they pass through `report_html.escape`.
+
+metrics.json, where FIGURE is {value, low, high, n}:
+
+    title, created (ISO date-time), seed, versions {package: version}
+    data            {train, test: {name, pairs, prompts, skipped, sources {name: pairs}}}; train only where it is known
+    recipe          Recipe.to_dict()
+    backbone        {name, dtype, dtype_reason, layers_run, parameters}
+    head            {name, views, strength, parameters, tried [{views, head, strength, cv_accuracy, chosen}]}
+    accuracy, baselines, over_baseline, calibration, length_bias, best_of_n, mistakes    see `evaluate_scores`
+    learning_curve  [FIGURE and seeds]
+    cost            {tokens, unique_tokens, cached_sequences, encoded_sequences, truncated, encode_seconds,
+                    tokens_per_second, fit_seconds, total_seconds, peak_memory_mb}
 """
 
 from __future__ import annotations
@@ -31,6 +43,7 @@ from penchant.report_sections import (
     best_of_n,
     calibration,
     curve,
+    ends,
     length,
     mistakes,
     part,
@@ -73,12 +86,13 @@ def headline(metrics: Metrics) -> str:
 def warning(metrics: Metrics) -> str:
     """Says so where the model's interval overlaps that of the best baseline, and what the paired comparison shows."""
     overall, best = part(metrics, "accuracy", "overall"), best_baseline(metrics)
-    if best is None or not finite(overall.get("low")):
+    if best is None:
         return ""
     name, figure = best
-    if overall["low"] > figure.get("high", figure["value"]):
+    (low, high), (rival_low, rival_high) = ends(overall), ends(figure)
+    if low > rival_high:
         return ""
-    if overall.get("high", 1.0) < figure.get("low", figure["value"]):
+    if high < rival_low:
         return (
             '<p class="note warning" role="note"><strong>Worse than a simple baseline.</strong> '
             f"{escape(name)} is right on {percent(figure['value'])} ({interval(figure)}).</p>"
@@ -155,7 +169,7 @@ def setting(metrics: Metrics) -> Section | None:
             ("Number type", f"{escape(backbone['dtype'])}{reason}" if backbone.get("dtype") else ""),
             ("Latent: layer and pooling", views),
             ("Head", f"{escape(head['name'])}, {count(head.get('parameters'))} parameters" if head.get("name") else ""),
-            ("Strength of the ridge", plain(head.get("strength"))),
+            ("Strength of regularisation", plain(head.get("strength"))),
             ("Longest sequence", f"{count(recipe['max_length'])} tokens" if finite(recipe.get("max_length")) else ""),
         ]
     )

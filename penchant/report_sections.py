@@ -41,16 +41,16 @@ def figure_row(name: str, figure: dict[str, Any]) -> list[str]:
     return [escape(name), percent(figure.get("value")), interval(figure), count(figure.get("n"))]
 
 
-def plot_row(name: str, figure: dict[str, Any], strong: bool = False) -> Row:
-    """One accuracy in a plot; an interval that is missing has no width."""
-    value = figure["value"]
-    return Row(name, value, figure.get("low", value), figure.get("high", value), strong)
+def ends(figure: dict[str, Any]) -> tuple[float, float]:
+    """Both ends of an interval; one that is missing has no width."""
+    low, high = figure.get("low"), figure.get("high")
+    return (low, high) if finite(low) and finite(high) else (figure["value"], figure["value"])
 
 
 def intervals(caption: str, named: dict[str, Any], strong: str = "") -> tuple[str, str]:
     """A forest plot and its table for named accuracies; those without a value are left out."""
     named = {name: f for name, f in named.items() if f and finite(f.get("value"))}
-    rows = [plot_row(name, f, name == strong) for name, f in named.items()]
+    rows = [Row(name, f["value"], *ends(f), name == strong) for name, f in named.items()]
     header = ["", "Right", "95% interval", "Pairs"]
     cells = [figure_row(name, f) for name, f in named.items()]
     return (

@@ -1,18 +1,17 @@
 """Three simulated annotators whose tastes conflict. Each taste is a plain function of a prompt and an answer.
 
-`brief` wants few words that still speak to the prompt; `warm` wants the reader addressed, thanked and cheered up;
-`concrete` wants numbers, names, list items and examples. No annotator knows whether an answer is true.
+`brief` wants few words and no list, `warm` wants the reader addressed, thanked and cheered up, `concrete` wants
+numbers, names, list items and examples. All three want the answer to speak to the prompt. None knows what is true.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from math import log2, sqrt
+from math import log, log2, sqrt
 from statistics import fmean, pstdev
 
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*|\d+(?:[.,:]\d+)*")
-SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n+")
 LIST_MARK = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+", re.MULTILINE)
 PLACEHOLDER = re.compile(r"\[[^\]]*\]")  # "[Your Name]" names nobody
 NAME = re.compile(r"(?<=[a-z,] )(?!I\b)[A-Z][a-z]+")  # a capital in the middle of a sentence
@@ -49,28 +48,31 @@ COMMON = _words_of(
 )
 
 
-def brief(prompt: str, answer: str) -> float:
-    """Share of the prompt's telling words taken up, minus the doublings of length beyond 12 words."""
+def on_topic(prompt: str, answer: str) -> float:
+    """Share of the prompt's telling words that the answer takes up, 0 to 1. All three annotators add it."""
     asked = {stem for word in WORD.findall(prompt) if (stem := _stem(word))}
     answered = {_stem(word) for word in WORD.findall(answer)}
-    taken_up = len(asked & answered) / max(len(asked), 1)
-    return taken_up - log2(max(_words(answer), 12) / 12)
+    return len(asked & answered) / max(len(asked), 1)
+
+
+def brief(prompt: str, answer: str) -> float:
+    """Minus the doublings of length beyond 12 words, where each further line counts as 8 words."""
+    length = _words(answer) + 8 * answer.count("\n")
+    return on_topic(prompt, answer) - log2(max(length, 12) / 12)
 
 
 def warm(prompt: str, answer: str) -> float:
-    """Square root of (words for "you" + kind words + exclamation marks) a sentence."""
+    """Six times the square root of (words for "you" + kind words + exclamation marks) a word."""
     words = [word.lower().replace("’", "'") for word in WORD.findall(answer)]
     hits = sum(word in YOU or word in KIND for word in words) + answer.count("!")
-    sentences = sum(bool(WORD.search(part)) for part in SENTENCE_END.split(LIST_MARK.sub("", answer)))
-    return sqrt(hits / max(sentences, 1))
+    return on_topic(prompt, answer) + 6 * sqrt(hits / max(len(words), 8))
 
 
 def concrete(prompt: str, answer: str) -> float:
-    """(Numbers + names + list items + examples) over the square root of the number of words."""
-    items = len(LIST_MARK.findall(answer))
+    """Logarithm of 1 + numbers + names + list items + examples."""
     text = PLACEHOLDER.sub("", LIST_MARK.sub("", answer))
-    hits = items + sum(len(pattern.findall(text)) for pattern in (NUMBER, NAME, EXAMPLE))
-    return sqrt(hits / sqrt(max(_words(answer), 1)))
+    hits = len(LIST_MARK.findall(answer)) + sum(len(pattern.findall(text)) for pattern in (NUMBER, NAME, EXAMPLE))
+    return on_topic(prompt, answer) + log(1 + hits)
 
 
 ANNOTATORS: dict[str, Callable[[str, str], float]] = {"brief": brief, "warm": warm, "concrete": concrete}

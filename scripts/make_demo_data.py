@@ -136,10 +136,13 @@ FULL_STOP = re.compile(
     r"(?<!^\d)(?<!^\d\d)(?<!\bMr)(?<!\bDr)(?<!\bMrs)[.!?]+[\"”’')*]*(?=\s|$)|(?<=[^\s:,])\n", re.MULTILINE
 )
 CONTACT = re.compile(r"https?:|www\.|\S@\S|\d{3}-\d{4}|\d[\d() -]{9,}\d")  # addresses and telephone numbers
-UNFIT = re.compile(  # coarse or violent words, and household poisons that careless advice could mix
-    r"\b(?:kill|murder|suicid|rape|sex|porn|naked|nazi|racis|slut|bitch|fuck|shit|cocaine|heroin|bleach|ammoni)",
+UNFIT = re.compile(  # coarse or violent words, living people, and household poisons that careless advice could mix
+    r"\b(?:kill|murder|suicid|rape|sex|porn|naked|nazi|racis|slut|bitch|fuck|shit|cocaine|heroin|slave|"
+    r"musk|buffett|goldsmith|preuss|samira ahmed|rosenberg|bleach|ammoni)",
     re.IGNORECASE,
 )
+PICTURES = re.compile(r"[\u2190-\U0010ffff]")  # emoji
+ACCENTED = re.compile(r"[\u00c0-\u024f]")  # two of them or more: the answer strays into another language
 
 
 def clean(text: str, ended: bool) -> str:
@@ -151,11 +154,12 @@ def clean(text: str, ended: bool) -> str:
 
 
 def fit_to_keep(text: str) -> bool:
-    """Whether the answer has at least three words, no contact details or unfit words, and does not go in circles."""
+    """Whether the answer is English of at least three words, harmless, without contact details, and not in circles."""
     words = text.lower().split()
     fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     in_circles = len(set(fours)) < 0.7 * len(fours)
-    return len(words) >= 3 and not in_circles and not CONTACT.search(text) and not UNFIT.search(text)
+    english = not PICTURES.search(text) and len(ACCENTED.findall(text)) < 2
+    return len(words) >= 3 and english and not in_circles and not CONTACT.search(text) and not UNFIT.search(text)
 
 
 def read_answers(work: Path, prompts: list[tuple[str, str]]) -> list[list[str]]:
@@ -173,8 +177,8 @@ def read_answers(work: Path, prompts: list[tuple[str, str]]) -> list[list[str]]:
 
 # --- judge, pair, write ---
 
-PAIRS = {"warm": 405, "concrete": 270, "brief": 225}  # unequal, so that pairs pooled over annotators agree on something
-LEAST_DIFFERENCE = 0.5  # of the gold scores, in standard deviations; annotators do not split hairs
+PAIRS = {"warm": 450, "concrete": 270, "brief": 180}  # unequal, so that pairs pooled over annotators agree on something
+LEAST_DIFFERENCE = 1.0  # of the gold scores, in standard deviations; annotators do not split hairs
 FLIPPED = 0.1  # share of an annotator's labels turned round
 TEST = 0.2  # share of each source's prompts
 

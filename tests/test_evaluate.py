@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -283,6 +284,16 @@ def test_ngram_folds_split_by_prompt(rng, monkeypatch):
     rows = [{**row, "prompt": "a" if i < 30 else "b"} for i, row in enumerate(planted(rng, 40))]
     NgramLength().fit(Dataset.from_list(rows))
     assert set(sizes) == {30, 10, 40}
+
+
+def test_ngram_baseline_samples_where_there_is_much(rng, monkeypatch):
+    sizes = []
+    fit = NgramLength.fit
+    monkeypatch.setattr(sys.modules["penchant.evaluate.baselines"], "MOST_PAIRS", 50)
+    monkeypatch.setattr(NgramLength, "fit", lambda self, pairs: sizes.append(len(pairs)) or fit(self, pairs))
+    for n in (40, 90):
+        baselines(planted(rng, n), planted(rng, 10), draws=20)
+    assert sizes == [40, 50]
 
 
 def test_longer_text_counts_characters_and_ties():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from penchant.errors import InputError, RecipeMismatch
 from penchant.heads import AutoHead, Head, LinearHead, MLPHead, linear, load_head
+from penchant.heads.auto import candidate_views
 from penchant.heads.base import pair_accuracy, prompt_folds
 from penchant.latents import LatentPairs, Recipe
 
@@ -83,7 +83,9 @@ def test_equals_sklearn_on_symmetrised_differences(n: int, strength: float) -> N
     scale = linear.column_scale(difference, WIDTH)
     x = np.concatenate([difference, -difference]) / scale
     # Every pair stands twice in x, so the penalty is doubled to match.
-    oracle = LogisticRegression(fit_intercept=False, C=1 / (2 * strength), tol=1e-10, max_iter=10_000, solver="newton-cg")
+    oracle = LogisticRegression(
+        fit_intercept=False, C=1 / (2 * strength), tol=1e-10, max_iter=10_000, solver="newton-cg"
+    )
     oracle.fit(x, np.repeat([1, 0], n))
     np.testing.assert_allclose(head.weight_ * scale, oracle.coef_[0], rtol=1e-5, atol=1e-6)
 
@@ -223,7 +225,10 @@ def test_out_of_fold_margins_equal_separate_fits() -> None:
 
 
 def test_noise_gets_a_strong_penalty_and_signal_a_weak_one() -> None:
-    assert LinearHead().fit(make_pairs(200, signal=0.0)).strength_ > LinearHead().fit(make_pairs(200, signal=20.0)).strength_
+    assert (
+        LinearHead().fit(make_pairs(200, signal=0.0)).strength_
+        > LinearHead().fit(make_pairs(200, signal=20.0)).strength_
+    )
 
 
 def test_one_prompt_only_falls_back_with_a_warning() -> None:
@@ -412,3 +417,62 @@ def test_mlp_learns_what_no_linear_head_can() -> None:
     train, test = pairs.take(np.arange(1000)), pairs.take(np.arange(1000, 1500))
     assert accuracy(LinearHead().fit(train), test) < 0.6
     assert accuracy(MLPHead().fit(train), test) > 0.8
+
+
+# --- AutoHead
+
+VIEWS = tuple(f"{layer}:{pooling}" for layer in (10, 20, 30) for pooling in ("last", "mean"))
+
+
+@pytest.mark.parametrize("informative", ["20:mean", "30:last"])
+def test_auto_finds_the_only_informative_view_and_reports_it(informative: str) -> None:
+    pairs = make_pairs(400, VIEWS, informative, signal=20.0)
+    auto = AutoHead().fit(pairs)
+    assert auto.views_ == (informative,)
+    chosen = [row for row in auto.tried_ if row["chosen"]]
+    assert len(chosen) == 1
+    assert chosen[0]["views"] == [informative]
+    assert chosen[0]["cv_accuracy"] == auto.cv_accuracy_ == pair_accuracy(auto.cv_margins_)
+    assert chosen[0]["strength"] == auto.head_.strength_
+    assert {tuple(row["views"]) for row in auto.tried_} == set(candidate_views(VIEWS))
+    assert all(set(row) == {"views", "head", "strength", "cv_accuracy", "cv_loss", "chosen"} for row in auto.tried_)
+
+
+def test_auto_keeps_all_views_when_they_differ_by_noise_only() -> None:
+    kept = [AutoHead().fit(make_pairs(100, VIEWS, "none of them", seed=s)).views_ == VIEWS for s in range(8)]
+    assert sum(kept) >= 7
+
+
+def test_auto_equals_its_inner_head_on_the_chosen_columns() -> None:
+    pairs = make_pairs(300, VIEWS, "20:mean", signal=20.0)
+    auto = AutoHead().fit(pairs)
+    head, views = auto.narrow()
+    assert np.array_equal(head.score(pairs.select(views).chosen), auto.score(pairs.chosen))
+    refit = LinearHead().fit(pairs.select(views))
+    assert np.array_equal(refit.score(pairs.select(views).chosen), auto.score(pairs.chosen))
+    assert auto.parameters == WIDTH
+
+
+def test_auto_does_not_depend_on_which_side_is_called_chosen() -> None:
+    pairs = make_pairs(200, VIEWS)
+    auto, mirror = AutoHead().fit(pairs), AutoHead().fit(swapped(pairs))
+    assert auto.views_ == mirror.views_
+    assert np.array_equal(auto.score(pairs.chosen), -mirror.score(pairs.chosen))
+
+
+def test_auto_takes_the_mlp_where_only_it_can_learn() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 1000, 4)).astype(np.float32)
+    better = np.abs(x[:, :1]) > np.abs(y[:, :1])
+    recipe = Recipe("model", "revision", ("10:mean",), 4, "none", 512, "float32")
+    pairs = LatentPairs(np.where(better, x, y), np.where(better, y, x), x, recipe, np.arange(1000))
+    auto = AutoHead().fit(pairs)
+    assert isinstance(auto.head_, MLPHead)
+    assert accuracy(auto, pairs) > 0.8
+    assert auto.cv_accuracy_ > 0.75
+    assert [row["head"] for row in auto.tried_ if row["chosen"]] == ["mlp"]
+
+
+def test_candidate_views_of_one_view_is_that_view() -> None:
+    assert candidate_views(("10:mean",)) == [("10:mean",)]
+    assert candidate_views(("10:last", "10:mean")) == [("10:last",), ("10:mean",), ("10:last", "10:mean")]

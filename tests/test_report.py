@@ -257,6 +257,9 @@ def test_every_part_may_be_missing(metrics, tmp_path):
         for inner in part if isinstance(part, dict) else ():
             if key not in ("best_of_n", "data") and (key, inner) != ("accuracy", "overall"):
                 made({**metrics, key: {**part, inner: None}}, tmp_path)
+    metrics["accuracy"]["overall"] |= {"low": None, "high": None}
+    metrics["baselines"]["longer text"] |= {"low": None}
+    assert "67.1%" in made(metrics, tmp_path).text
     assert "No accuracy was measured" in made({}, tmp_path).text
     assert "No accuracy was measured" in made({"accuracy": {"overall": {"value": float("nan")}}}, tmp_path).text
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penchant import store as store_module
 from penchant import store_shard
 from penchant.errors import InputError, PenchantError
 from penchant.store import Store
@@ -311,6 +312,34 @@ def test_a_bad_shard_that_cannot_be_renamed_is_ignored(tmp_path: Path, monkeypat
         warnings.simplefilter("error")  # one warning is enough
         store.refresh()
     assert store.has(np.concatenate([batch(0, 2)[0], batch(1, 2)[0]])).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("number", "sound"), [(errno.EIO, False), (errno.EMFILE, True), (errno.ENOMEM, True)])
+def test_only_a_disk_that_cannot_read_makes_a_shard_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, sound: bool
+) -> None:
+    _, path, _ = damaged_store(tmp_path)
+
+    def refuse(file: Any) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store_shard, "_digest", refuse)
+    if sound:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            Store(tmp_path, RECIPE)
+    else:
+        with pytest.warns(UserWarning, match="the disk cannot read it"):
+            Store(tmp_path, RECIPE)
+    assert path.exists() == sound
+
+
+def test_a_listing_that_a_merge_slipped_past_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can miss the source, gone when its turn came, and the merged shard, named where the listing had passed."""
+    Store(tmp_path, RECIPE).write(*batch(0))
+    listings = [iter([])]
+    real = store_module.list_shards
+    monkeypatch.setattr(store_module, "list_shards", lambda folder: listings.pop() if listings else real(folder))
+    assert Store(tmp_path, RECIPE).has(batch(0)[0]).all()
 
 
 def test_set_aside_shards_are_counted_and_pruned(tmp_path: Path) -> None:

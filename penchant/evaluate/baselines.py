@@ -17,6 +17,8 @@ from penchant.pairs import prompt_groups, to_text
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Values of scikit-learn's C, the inverse strength of the ridge."""
 FOLDS = 5
+MOST_PAIRS = 50_000
+"""Training pairs the n-gram model learns from at most, so that it takes seconds; beyond that a random sample."""
 
 
 def texts(pairs: Dataset, column: str) -> list[str]:
@@ -104,7 +106,8 @@ def baselines(
     """
     correct = {"chance": np.full(len(test), 0.5), "longer text": longer_text(test)}
     if train is not None:
-        model = NgramLength(seed).fit(train)
+        sample = train.shuffle(seed=seed).select(range(MOST_PAIRS)) if len(train) > MOST_PAIRS else train
+        model = NgramLength(seed).fit(sample)
         correct["n-gram + length"] = correctness(
             model.score(texts(test, "chosen")), model.score(texts(test, "rejected"))
         )

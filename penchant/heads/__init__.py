@@ -1,6 +1,8 @@
 """Heads score latents: linear, a small MLP, or whichever cross-validation picks."""
 
+from penchant.heads.auto import AutoHead
 from penchant.heads.base import HEADS, Head, load_head
 from penchant.heads.linear import LinearHead
+from penchant.heads.mlp import MLPHead
 
-__all__ = ["HEADS", "Head", "LinearHead", "load_head"]
+__all__ = ["HEADS", "AutoHead", "Head", "LinearHead", "MLPHead", "load_head"]

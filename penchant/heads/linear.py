@@ -17,8 +17,8 @@ from penchant.latents import LatentPairs
 
 Array = NDArray[Any]
 
-STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-5, 6))
-DEFAULT_STRENGTH = 1.0
+STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-4, 7))
+DEFAULT_STRENGTH = 10.0
 """Used where cross-validation is impossible: all pairs share one prompt."""
 TOLERANCE = 1e-10
 """A fit stops when the mean gradient's norm is below this; features have unit mean square norm then."""
@@ -131,10 +131,11 @@ def _conjugate_gradients(
 
 
 class LinearHead(Head, name="linear"):
-    """score(x) = w . x, with w minimising sum_i l(w . (chosen_i - rejected_i)) + strength / 2 |w * scale|^2.
+    """score(x) = w . x, with w minimising sum_i l(w . (chosen_i - rejected_i)) + strength / 2 |scale * w|^2.
 
-    l is the Bradley-Terry loss (`BradleyTerryLoss`); there is no intercept, as it cancels in every difference, so that
-    swapping chosen and rejected flips w's sign exactly.
+    l is the Bradley-Terry loss (`BradleyTerryLoss`) and scale [d] (`column_scale`) makes strength mean the same for
+    every backbone, layer and width. There is no intercept, as it would cancel in every difference; so swapping chosen
+    and rejected flips w's sign exactly.
 
     Args:
         strength: ridge penalty; None picks it from `strengths` by cross-validation with whole prompts held out.
@@ -238,13 +239,13 @@ class LinearHead(Head, name="linear"):
 
 
 def column_scale(difference: Array, width: int) -> Array:
-    """What each column [d] is divided by."""
-    square = (difference * difference).mean(axis=0)
-    scale = np.sqrt(square + SHRINK * np.repeat(square.reshape(-1, width).mean(axis=1), width))
-    return scale * np.sqrt((square / scale**2).sum())
+    """What each column [d] is divided by: its view's root mean square, times sqrt(d), so that mean |z_i|^2 = 1.
 
-
-SHRINK = 0.1
+    One number a view keeps the directions in which a backbone's latents vary most, and yet no layer drowns another.
+    """
+    square = np.square(difference).mean(axis=0).reshape(-1, width).mean(axis=1)
+    views = np.count_nonzero(square)
+    return np.repeat(np.sqrt(np.where(square > 0, square, 1.0) * width * views), width)
 
 
 def cross_validate(spectrum: Spectrum, loss: BradleyTerryLoss, fold: Array, strengths: Array) -> Array:

@@ -38,7 +38,7 @@ class MLPHead(Head, name="mlp"):
     Attributes:
         hidden_weight_ [hidden, d], hidden_bias_ [hidden], output_weight_ [hidden], center_ [d], scale_ [d]: float32.
         validation_accuracy_: held-out accuracy at the kept epoch, None with one prompt only.
-        epochs_: the kept epoch, counted from 0 (the initial weights).
+        epochs_: the kept epoch, counted from 1.
     """
 
     tensors = ("hidden_weight_", "hidden_bias_", "output_weight_", "center_", "scale_")
@@ -121,14 +121,13 @@ class MLPHead(Head, name="mlp"):
             [decayed, {"params": [weights[1]], "weight_decay": 0.0}], lr=self.learning_rate, fused=True
         )
         best, best_loss, best_epoch, best_margins = weights, float("inf"), 0, torch.zeros(0)
-        for epoch in range(self.epochs + 1):
-            if epoch > 0:
-                for batch in torch.randperm(train.shape[1], generator=generator).split(self.batch_size):
-                    chosen, rejected = _forward(train[:, batch], *weights, self.dropout, generator)
-                    loss = -logsigmoid(chosen - rejected).mean()
-                    optimiser.zero_grad()
-                    loss.backward()
-                    optimiser.step()
+        for epoch in range(1, self.epochs + 1):
+            for batch in torch.randperm(train.shape[1], generator=generator).split(self.batch_size):
+                chosen, rejected = _forward(train[:, batch], *weights, self.dropout, generator)
+                loss = -logsigmoid(chosen - rejected).mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
             with torch.no_grad():
                 chosen, rejected = _forward(held_out, *weights)
                 held_out_loss = float(-logsigmoid(chosen - rejected).mean())

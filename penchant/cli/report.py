@@ -1,0 +1,28 @@
+"""`penchant report`: the HTML page of a run, made again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from penchant.errors import InputError
+from penchant.report import write_report
+
+
+def report(run: str, *, out: str | None = None) -> None:
+    """Make the HTML report of a run from its metrics.json.
+
+    Args:
+        run: folder of the run, or a metrics.json.
+        out: page to write; report.html beside the metrics by default.
+    """
+    path = Path(run) / "metrics.json" if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise InputError(f"there is no metrics.json in {run!r}; give the folder of a train or evaluate run.")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); run the evaluation again.") from error
+    if not isinstance(metrics, dict) or "accuracy" not in metrics:
+        raise InputError(f"{path} holds no metrics of a run; give the folder of a train or evaluate run.")
+    print(write_report(metrics, Path(out) if out else path.with_name("report.html")))

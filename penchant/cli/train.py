@@ -1,0 +1,100 @@
+"""`penchant train`: pairs -> latents -> reward model -> report."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from penchant.backbone import DEFAULT, Backbone
+from penchant.encode import TOKEN_BUDGET
+from penchant.heads import AutoHead, Head, LinearHead, MLPHead
+from penchant.pairs import load_pairs, split_by_prompt
+from penchant.runs import Run, summary, train_run
+
+
+def train(
+    data: str,
+    *,
+    out: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    model: str = DEFAULT,
+    head: Literal["auto", "linear", "mlp"] = "auto",
+    views: list[str] | None = None,
+    margin: bool = False,
+    label_smoothing: float = 0.0,
+    columns: dict[str, str] | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    split: str = "train",
+    limit: int | None = None,
+    gold: str | None = None,
+    curve: bool = True,
+    cache: str | None = None,
+    dtype: str = "auto",
+    max_length: int = 2048,
+    token_budget: int = TOKEN_BUDGET,
+    seed: int = 0,
+) -> None:
+    """Train a reward model on preference pairs and evaluate it on held-out ones.
+
+    Args:
+        data: hub id, file (.jsonl, .json, .csv, .parquet, .gz) or folder with preference pairs.
+        out: folder of the run: model, metrics.json, config.yaml, report.html; runs/TIME-train by default.
+        test: pairs to evaluate on; by default a share of the prompts of `data` is held out.
+        test_share: that share.
+        model: backbone: hub id, folder, GGUF file, or the embedded default.
+        head: auto picks views and strength by cross-validation; linear and mlp use all views given.
+        views: latents to use, each LAYER:POOLING, for example [20:mean,20:last]; three layers by default.
+        margin: use the margin column in the loss (linear head).
+        label_smoothing: share of pairs taken to be labelled the wrong way round (linear head).
+        columns: the data's column names for ours, for example {question: prompt, win: chosen}.
+        on_bad: stop at the first bad row, or skip bad rows, count them and list them in a file.
+        split: split of a hub data set or folder.
+        limit: read only this many rows.
+        gold: best-of-n is measured against the columns GOLD_chosen and GOLD_rejected.
+        curve: measure the learning curve too.
+        cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
+        dtype: auto, float32 or bfloat16.
+        max_length: most tokens of a sequence; the start of the prompt is cut first.
+        token_budget: tokens run at once; bounds memory.
+        seed: of the split, the folds and the intervals.
+    """
+    config = dict(locals())
+    run = Run(out, "train", config)
+    fresh = make_head(head, margin, label_smoothing, seed)
+    skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
+    pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)
+    if test is None:
+        pairs, held_out = split_by_prompt(pairs, test_share, seed)
+    else:
+        held_out = load_pairs(test, split="test", columns=columns, on_bad=on_bad)
+    backbone = Backbone.load(model, dtype=dtype, max_length=max_length)
+    rm, metrics = train_run(
+        pairs,
+        held_out,
+        (data, test or f"{test_share:.0%} of the prompts, held out"),
+        backbone,
+        head=fresh,
+        views=tuple(views) if views else None,
+        cache=cache,
+        token_budget=token_budget,
+        gold=gold,
+        curve=curve,
+        seed=seed,
+    )
+    rm.save_pretrained(run.folder / "model")
+    report = run.finish({"title": f"Reward model from {data}", **metrics})
+    print(summary(metrics))
+    print(f"model:  {run.folder / 'model'}\nreport: {report}")
+
+
+def make_head(kind: str, margin: bool, label_smoothing: float, seed: int) -> Head:
+    """An unfitted head."""
+    if kind == "linear":
+        return LinearHead(margin=margin, label_smoothing=label_smoothing, random_state=seed)
+    made: dict[str, Any] = {"auto": AutoHead, "mlp": MLPHead}
+    if margin or label_smoothing:
+        from penchant.errors import InputError
+
+        raise InputError("margin and label_smoothing belong to the linear head; add --head linear.")
+    head: Head = made[kind](random_state=seed)
+    return head

@@ -1,0 +1,250 @@
+"""A reward model: a recipe that turns text into latents, and a head that scores them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from huggingface_hub import HfApi, snapshot_download
+from numpy.typing import NDArray
+
+from penchant import backbone as backbones
+from penchant.backbone import Backbone
+from penchant.chat import Text
+from penchant.encode import TOKEN_BUDGET, LatentStore, MemoryStore, encode_pairs, encode_texts
+from penchant.errors import InputError, RecipeMismatch
+from penchant.evaluate import fit_temperature
+from penchant.heads import AutoHead, Head, load_head
+from penchant.latents import LatentPairs, Recipe
+from penchant.model_card import model_card
+from penchant.pairs import load_pairs
+from penchant.store import Store, default_root
+
+FILE = "reward_model.json"
+
+
+class RewardModel:
+    """Scores a response to a prompt; higher is better, and only scores for the same prompt compare.
+
+    Attributes:
+        recipe: how text becomes a latent; only the views the head uses.
+        head: the fitted head.
+        temperature: P(a better than b) = sigmoid((score a - score b) / temperature), fitted on out-of-fold pairs.
+        facts: what training saw and cost, for reports and the model card.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        head: Head,
+        temperature: float = 1.0,
+        facts: dict[str, Any] | None = None,
+        backbone: Backbone | None = None,
+    ) -> None:
+        self.recipe, self.head, self.temperature = recipe, head, temperature
+        self.facts = facts or {}
+        self._backbone = backbone
+        if backbone is not None:
+            self._check(backbone)
+
+    @classmethod
+    def train(
+        cls,
+        pairs: Dataset | str | Path,
+        *,
+        model: str | Backbone = backbones.DEFAULT,
+        head: Head | None = None,
+        views: Sequence[str] | None = None,
+        cache: str | Path | None = None,
+        dtype: str = "auto",
+        max_length: int = 2048,
+        token_budget: int = TOKEN_BUDGET,
+        show_progress: bool = True,
+    ) -> RewardModel:
+        """Encode the pairs (each text once, ever: latents are cached) and fit a head.
+
+        Args:
+            pairs: from `load_pairs`, or what `load_pairs` accepts.
+            model: backbone, or its hub id, folder or GGUF file.
+            head: an unfitted head; by default `AutoHead`, which picks views and strength by cross-validation.
+            views: "LAYER:POOLING" latents to encode; by default three layers, each with both poolings.
+            cache: folder of the latents' cache; by default $PENCHANT_CACHE or ~/.cache/penchant.
+            dtype, max_length: how the backbone is loaded, unless `model` is one already.
+            token_budget: tokens run at once, which bounds memory.
+
+        Raises:
+            InputError: pairs, views or backbone are not usable; the sentence names the row.
+        """
+        data = pairs if isinstance(pairs, Dataset) else load_pairs(pairs)
+        backbone = model if isinstance(model, Backbone) else Backbone.load(model, dtype=dtype, max_length=max_length)
+        chosen_views = tuple(views) if views else backbone.default_views()
+        latents = encode_pairs(
+            backbone,
+            data,
+            chosen_views,
+            open_store(cache, backbone.recipe(chosen_views)),
+            token_budget=token_budget,
+            show_progress=show_progress,
+            label="encode training pairs",
+        )
+        return cls.fit(latents, head, backbone)
+
+    @classmethod
+    def fit(cls, latents: LatentPairs, head: Head | None = None, backbone: Backbone | None = None) -> RewardModel:
+        """Fit a head on latents that are there already."""
+        start = time.perf_counter()
+        head = (head or AutoHead()).fit(latents)
+        margins = getattr(head, "cv_margins_", None)
+        temperature = fit_temperature(margins) if margins is not None else 1.0
+        facts: dict[str, Any] = {"cost": {**latents.meta, "fit_seconds": time.perf_counter() - start}}
+        tried, views = getattr(head, "tried_", []), latents.recipe.views
+        if isinstance(head, AutoHead):
+            head, views = head.narrow()
+        facts["head"] = {
+            "name": head.name,
+            "views": list(views),
+            "strength": getattr(head, "strength_", None),
+            "parameters": head.parameters,
+            "cv_accuracy": getattr(head, "cv_accuracy_", None),
+            "tried": tried,
+        }
+        if backbone is not None:
+            facts["backbone"] = backbone_facts(backbone)
+        return cls(latents.select(views).recipe, head, temperature, facts, backbone)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen LLM, loaded when first needed and cut above the highest layer the head uses."""
+        if self._backbone is None:
+            found = Backbone.load(self.recipe.model, dtype=self.recipe.dtype, max_length=self.recipe.max_length)
+            self._check(found)
+            found.cut(max(self.recipe.layers))
+            self._backbone = found
+        return self._backbone
+
+    def _check(self, backbone: Backbone) -> None:
+        theirs = backbone.recipe(self.recipe.views).to_dict()
+        mine = self.recipe.to_dict()
+        # The same weights may lie in another folder here; their digest is what counts.
+        different = [name for name in mine if name != "model" and mine[name] != theirs[name]]
+        if different:
+            told = "; ".join(f"{name} {mine[name]} there, {theirs[name]} here" for name in different)
+            raise RecipeMismatch(f"this reward model was trained with another backbone or chat format: {told}.")
+
+    def score(
+        self,
+        prompts: Text | Sequence[Text],
+        responses: Text | Sequence[Text],
+        *,
+        store: LatentStore | None = None,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> NDArray[np.float32]:
+        """Float32 scores [n] of response i to prompt i; one prompt may stand for all.
+
+        A prompt or response is a string or a list of messages. Raises InputError for counts that do not match.
+        """
+        answers = _as_list(responses)
+        asked = _as_list(prompts)
+        if len(asked) == 1:
+            asked = asked * len(answers)
+        if len(asked) != len(answers):
+            raise InputError(f"{len(asked)} prompts for {len(answers)} responses; give one prompt a response, or one.")
+        for row, answer in enumerate(answers):
+            if not _has_text(answer):
+                raise InputError(f"response {row} is empty; leave it out or give it a text.")
+        if not answers:
+            return np.zeros(0, np.float32)
+        store = store if store is not None else MemoryStore()
+        latents = encode_texts(self.backbone, asked, answers, self.recipe.views, store, token_budget=token_budget)
+        return self.head.score(latents)
+
+    def compare(
+        self, prompts: Text | Sequence[Text], first: Text | Sequence[Text], second: Text | Sequence[Text]
+    ) -> NDArray[np.float32]:
+        """Float32 [n]: the calibrated probability that `first` is the better response."""
+        left, right = _as_list(first), _as_list(second)
+        if len(left) != len(right):
+            raise InputError(f"{len(left)} first responses for {len(right)} second ones; give as many of each.")
+        asked = _as_list(prompts)
+        asked = asked * len(left) if len(asked) == 1 else asked
+        both = self.score([*asked, *asked], [*left, *right]).astype(np.float64)
+        margin = (both[: len(left)] - both[len(left) :]) / self.temperature
+        return np.asarray(0.5 * (1 + np.tanh(margin / 2)), np.float32)
+
+    def score_latents(self, latents: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
+        """Scores [n] of latents [n, recipe.dim]; RecipeMismatch if they were not made as this model's were."""
+        if {**recipe.to_dict(), "views": 0, "model": 0} != {**self.recipe.to_dict(), "views": 0, "model": 0}:
+            raise RecipeMismatch(f"the latents were made as {recipe}, this reward model needs {self.recipe}.")
+        return self.head.score(latents[:, recipe.columns(self.recipe.views)])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the head, the recipe, the temperature and a model card into `folder`; no LLM weights, no pickle."""
+        path = Path(folder)
+        self.head.save_pretrained(path)
+        saved = {"recipe": self.recipe.to_dict(), "temperature": self.temperature, "facts": self.facts}
+        (path / FILE).write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+        (path / "README.md").write_text(model_card(self.recipe, self.facts), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, backbone: Backbone | None = None) -> RewardModel:
+        """Load what `save_pretrained` wrote, from a folder or a hub id; scores are equal bit for bit.
+
+        `backbone` serves a model whose LLM lies elsewhere now; it must be the same LLM. Raises RecipeMismatch if the
+        backbone is another than the model was trained with, InputError if there is no reward model.
+        """
+        path = Path(name)
+        if not path.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+            path = Path(snapshot_download(str(name)))
+        if not (path / FILE).is_file():
+            raise InputError(f"there is no reward model in {str(name)!r}: {FILE} is missing; give the folder it is in.")
+        try:
+            saved = json.loads((path / FILE).read_text(encoding="utf-8"))
+            recipe = Recipe.from_dict(saved["recipe"])
+            facts, temperature = saved["facts"], float(saved["temperature"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path / FILE} is damaged ({error}); save the model again.") from error
+        return cls(recipe, load_head(path), temperature, facts, backbone)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload to the hub (private unless told otherwise) and return the address of the commit."""
+        import tempfile
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload reward model"))
+
+
+def open_store(cache: str | Path | None, recipe: Recipe) -> Store:
+    """The cache of latents with this recipe."""
+    return Store(Path(cache) if cache else default_root(), recipe)
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    """What the report says of the LLM."""
+    return {
+        "name": backbone.name,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "dtype_reason": backbone.dtype_reason,
+        "layers_run": backbone.layers_run,
+        "parameters": backbone.parameters,
+    }
+
+
+def _as_list(texts: Text | Sequence[Text]) -> list[Text]:
+    """One text or a list of them as a list; a list of messages is one text."""
+    if isinstance(texts, str):
+        return [texts]
+    if texts and isinstance(texts[0], dict):
+        return [texts]  # type: ignore[list-item]  # a list of dicts is one conversation
+    return list(texts)  # type: ignore[arg-type]
+
+
+def _has_text(text: Text) -> bool:
+    return bool(text.strip()) if isinstance(text, str) else any(str(m.get("content", "")).strip() for m in text)
