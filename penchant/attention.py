@@ -77,17 +77,26 @@ def tree_blocks(lengths: list[tuple[int, list[int]]], device: torch.device | Non
     return blocks
 
 
-_blocks: ContextVar[list[Block]] = ContextVar("blocks")
+@dataclass
+class Pack:
+    """What one forward pass works on."""
+
+    blocks: list[Block]
+    calls: int = 0
+    """How often TREE_ATTENTION was called: once for each layer, if every layer mixes tokens by it alone."""
+
+
+_pack: ContextVar[Pack] = ContextVar("pack")
 
 
 @contextmanager
-def attending(blocks: list[Block]) -> Iterator[None]:
-    """Within this context TREE_ATTENTION works on a pack with these blocks."""
-    token = _blocks.set(blocks)
+def attending(pack: Pack) -> Iterator[None]:
+    """Within this context, in this thread, TREE_ATTENTION works on this pack."""
+    token = _pack.set(pack)
     try:
         yield
     finally:
-        _blocks.reset(token)
+        _pack.reset(token)
 
 
 def tree_attention(
@@ -108,12 +117,14 @@ def tree_attention(
     """
     if s_aux is not None:
         raise NotImplementedError("attention sinks")
+    pack = _pack.get()
+    pack.calls += 1
     q, k, v = query[0], key[0], value[0]
     heads, tokens, width = q.shape
     groups = k.shape[0]
     q = q * (scaling if scaling is not None else width**-0.5)
     out = q.new_empty(tokens, heads, v.shape[-1])
-    for block in _blocks.get():
+    for block in pack.blocks:
         rows = q[:, block.rows]
         n, m = rows.shape[1], len(block.keys)
         keys, values = k.index_select(1, block.keys), v.index_select(1, block.keys)

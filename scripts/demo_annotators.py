@@ -1,7 +1,7 @@
 """Three simulated annotators whose tastes conflict. Each taste is a plain function of a prompt and an answer.
 
-`brief` wants few words and no list, `warm` wants the reader addressed, thanked and cheered up, `concrete` wants
-numbers, names, list items and examples. All three want the answer to speak to the prompt. None knows what is true.
+`brief` wants few words that still speak to the prompt, and no list; `warm` wants kindness, thanks and cheer; `concrete`
+wants numbers and names. None of them knows what is true.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ NUMBER = re.compile(
     r"hundred|thousand|half|twice|first|second|third)\b",
     re.IGNORECASE,
 )
-EXAMPLE = re.compile(r"\b(?:for example|for instance|such as|e\.g\.|an example|step \d+)", re.IGNORECASE)
 
 
 def _words_of(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-YOU = _words_of("you your yours yourself you're you've you'll you'd")
 KIND = _words_of(
     """
     amazing appreciate appreciated beautiful believe best brave bravo calm care caring celebrate cheer cheerful comfort
@@ -48,31 +46,28 @@ COMMON = _words_of(
 )
 
 
-def on_topic(prompt: str, answer: str) -> float:
-    """Share of the prompt's telling words that the answer takes up, 0 to 1. All three annotators add it."""
+def brief(prompt: str, answer: str) -> float:
+    """Share of the prompt's telling words taken up, minus the doublings of length beyond 12 words.
+
+    Each line after the first counts as 8 words: a list is never brief.
+    """
     asked = {stem for word in WORD.findall(prompt) if (stem := _stem(word))}
     answered = {_stem(word) for word in WORD.findall(answer)}
-    return len(asked & answered) / max(len(asked), 1)
-
-
-def brief(prompt: str, answer: str) -> float:
-    """Minus the doublings of length beyond 12 words, where each further line counts as 8 words."""
-    length = _words(answer) + 8 * answer.count("\n")
-    return on_topic(prompt, answer) - log2(max(length, 12) / 12)
+    length = len(WORD.findall(answer)) + 8 * answer.count("\n")
+    return len(asked & answered) / max(len(asked), 1) - log2(max(length, 12) / 12)
 
 
 def warm(prompt: str, answer: str) -> float:
-    """Six times the square root of (words for "you" + kind words + exclamation marks) a word."""
-    words = [word.lower().replace("’", "'") for word in WORD.findall(answer)]
-    hits = sum(word in YOU or word in KIND for word in words) + answer.count("!")
-    return on_topic(prompt, answer) + 6 * sqrt(hits / max(len(words), 8))
+    """Square root of the share of kind words, exclamation marks counted with them."""
+    words = WORD.findall(answer)
+    hits = sum(word.lower().replace("’", "'") in KIND for word in words) + answer.count("!")
+    return sqrt(hits / max(len(words), 8))
 
 
 def concrete(prompt: str, answer: str) -> float:
-    """Logarithm of 1 + numbers + names + list items + examples."""
+    """Logarithm of 1 + numbers + names; a list's own numbering and placeholders do not count."""
     text = PLACEHOLDER.sub("", LIST_MARK.sub("", answer))
-    hits = len(LIST_MARK.findall(answer)) + sum(len(pattern.findall(text)) for pattern in (NUMBER, NAME, EXAMPLE))
-    return on_topic(prompt, answer) + log(1 + hits)
+    return log(1 + len(NUMBER.findall(text)) + len(NAME.findall(text)))
 
 
 ANNOTATORS: dict[str, Callable[[str, str], float]] = {"brief": brief, "warm": warm, "concrete": concrete}
@@ -86,10 +81,6 @@ def gold_scores(prompts: Sequence[str], answers: Sequence[str]) -> dict[str, lis
         mean, spread = fmean(raw), pstdev(raw)
         gold[name] = [round((value - mean) / spread, 4) for value in raw]
     return gold
-
-
-def _words(text: str) -> int:
-    return len(WORD.findall(text))
 
 
 def _stem(word: str) -> str:

@@ -138,7 +138,7 @@ FULL_STOP = re.compile(
 CONTACT = re.compile(r"https?:|www\.|\S@\S|\d{3}-\d{4}|\d[\d() -]{9,}\d")  # addresses and telephone numbers
 UNFIT = re.compile(  # coarse or violent words, living people, and household poisons that careless advice could mix
     r"\b(?:kill|murder|suicid|rape|sex|porn|naked|nazi|racis|slut|bitch|fuck|shit|cocaine|heroin|slave|"
-    r"musk|buffett|goldsmith|preuss|samira ahmed|rosenberg|bleach|ammoni)",
+    r"take your life|attacked by|musk|buffett|goldsmith|preuss|samira ahmed|rosenberg|bleach|ammoni)",
     re.IGNORECASE,
 )
 PICTURES = re.compile(r"[\u2190-\U0010ffff]")  # emoji
@@ -177,7 +177,7 @@ def read_answers(work: Path, prompts: list[tuple[str, str]]) -> list[list[str]]:
 
 # --- judge, pair, write ---
 
-PAIRS = {"warm": 450, "concrete": 270, "brief": 180}  # unequal, so that pairs pooled over annotators agree on something
+PAIRS = {"warm": 550, "concrete": 270, "brief": 180}  # unequal, so that pairs pooled over annotators agree on something
 LEAST_DIFFERENCE = 1.0  # of the gold scores, in standard deviations; annotators do not split hairs
 FLIPPED = 0.1  # share of an annotator's labels turned round
 TEST = 0.2  # share of each source's prompts
@@ -187,7 +187,7 @@ def judge(prompts: list[tuple[str, str]], answers: list[list[str]]) -> list[Row]
     """One row a prompt: its answers, their gold scores by each annotator, and its part of the split."""
     flat = [(prompt, text) for (_, prompt), texts in zip(prompts, answers, strict=True) for text in texts]
     gold = {name: iter(scores) for name, scores in gold_scores(*zip(*flat, strict=True)).items()}
-    test = test_prompts(prompts)
+    test = held_out(prompts)
     return [
         {
             "prompt": prompt,
@@ -200,7 +200,7 @@ def judge(prompts: list[tuple[str, str]], answers: list[list[str]]) -> list[Row]
     ]
 
 
-def test_prompts(prompts: list[tuple[str, str]]) -> set[str]:
+def held_out(prompts: list[tuple[str, str]]) -> set[str]:
     """A fifth of each source's prompts, drawn at random."""
     rng = random.Random(SEED)
     by_source: dict[str, list[str]] = defaultdict(list)

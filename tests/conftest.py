@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real preference data in {folder}; set PENCHANT_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smol() -> Any:
+    """The embedded LLM in fp32, cut to 20 of its 30 layers; loading it takes a while, so it is shared."""
+    from penchant.backbone import Backbone
+
+    backbone = Backbone.load(dtype="float32")
+    backbone.cut(20)
+    return backbone

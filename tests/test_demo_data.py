@@ -76,8 +76,16 @@ def test_the_split_is_by_prompt_and_even_over_sources(pairs: list[Row], candidat
     assert set(split.values()) == {"train", "test"}
 
 
-def test_one_label_in_ten_is_flipped_and_no_other(pairs: list[Row]) -> None:
+def test_one_label_in_ten_is_flipped_and_no_other(pairs: list[Row], candidates: list[Row]) -> None:
+    gold = {
+        (row["prompt"], text, user): value
+        for row in candidates
+        for user, values in row["gold"].items()
+        for text, value in zip(row["responses"], values, strict=True)
+    }
     for pair in pairs:
+        assert pair["gold_chosen"] == gold[pair["prompt"], pair["chosen"], pair["user_id"]]
+        assert pair["gold_rejected"] == gold[pair["prompt"], pair["rejected"], pair["user_id"]]
         assert (pair["gold_chosen"] > pair["gold_rejected"]) == (not pair["flipped"])
     for user, count in PAIRS.items():
         assert sum(pair["flipped"] for pair in pairs if pair["user_id"] == user) == round(0.1 * count)
@@ -109,13 +117,13 @@ def test_each_annotator_has_its_taste() -> None:
     assert brief(prompt, "Soak the burnt saucepan overnight, then scrub it.") > brief(
         prompt, "I have no idea about that."
     )
+    assert brief(prompt, plain) > brief(prompt, plain.replace(", ", "\n"))
     assert warm(prompt, f"You poor dear! {plain} Thank you for asking!") > warm(prompt, plain)
-    assert warm(prompt, plain + " " + plain) == warm(prompt, plain)
-    assert concrete(prompt, plain.replace("overnight", "for 8 hours, such as Vim")) > concrete(prompt, plain)
-    assert concrete(prompt, "1. Soak it.\n2. Scrub it.\n3. Rinse it.") > concrete(
-        prompt, "Soak it. Scrub it. Rinse it."
-    )
-    assert concrete(prompt, "Dear [Your Name], soak it.") == concrete(prompt, "Dear [your name], soak it.")
+    kind = f"I understand. {plain}"
+    assert warm(prompt, f"{kind} {kind}") == pytest.approx(warm(prompt, kind))  # a rate, not a length
+    assert concrete(prompt, plain.replace("overnight", "for 8 hours, and ask Anna")) > concrete(prompt, plain)
+    assert concrete(prompt, f"1. {plain}\n2. {plain}") == concrete(prompt, plain)
+    assert concrete(prompt, "Then write: dear [Mr Smith], soak it.") == concrete(prompt, plain)
 
 
 def test_clean_cuts_at_the_last_whole_sentence() -> None:
@@ -126,8 +134,7 @@ def test_clean_cuts_at_the_last_whole_sentence() -> None:
     assert clean("no end here", ended=False) == ""
 
 
-def test_writing_twice_gives_the_same_bytes(tmp_path: Any, pairs: list[Row]) -> None:
-    write(tmp_path / "a.gz", pairs)
-    write(tmp_path / "b.gz", pairs)
-    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
-    assert read(tmp_path / "a.gz") == pairs
+def test_written_files_read_back_and_carry_no_time(tmp_path: Any, pairs: list[Row]) -> None:
+    write(tmp_path / "pairs.gz", pairs)
+    assert read(tmp_path / "pairs.gz") == pairs
+    assert (tmp_path / "pairs.gz").read_bytes()[4:8] == b"\0\0\0\0"

@@ -20,16 +20,16 @@ from penchant.heads.base import pair_accuracy, prompt_folds
 from penchant.latents import LatentPairs, Recipe
 
 WIDTH = 24
-FAST = {"linear": LinearHead(), "mlp": MLPHead(hidden=8, epochs=20), "auto": AutoHead()}
+FAST = {"linear": LinearHead(), "mlp": MLPHead(hidden=8, batch_size=16), "auto": AutoHead()}
 
 
 def make_pairs(
     n: int, views: tuple[str, ...] = ("10:mean",), informative: str | None = None, seed: int = 0, signal: float = 3.0
 ) -> LatentPairs:
-    """Pairs in prompts of two, with uneven column scales, and a linear taste that `informative` (or each view) shows."""
+    """Pairs in prompts of two, uneven column scales, and a linear taste that `informative` (or each view) shows."""
     rng = np.random.default_rng(seed)
     spread = np.arange(1, WIDTH + 1) ** -0.7
-    spread[0] *= 20
+    spread[0] *= 5
     taste = np.random.default_rng(99).normal(size=WIDTH)
     chosen, rejected = [], []
     good, bad = rng.normal(size=(2, n, WIDTH))
@@ -121,7 +121,7 @@ def test_a_constant_column_gets_no_weight_and_harms_nothing() -> None:
     for side in (pairs.chosen, pairs.rejected):
         side[:, 3] = 7.0
     head = LinearHead().fit(pairs)
-    assert head.weight_[3] == 0
+    assert abs(head.weight_[3]) < 1e-12 * np.abs(head.weight_).max()
     assert np.isfinite(head.weight_).all()
 
 
@@ -141,10 +141,10 @@ def test_margins_pull_the_differences_apart() -> None:
     pairs = make_pairs(60)
     margin = np.zeros(60)
     margin[7] = 5.0
-    plain, wider = (LinearHead(strength=0.1, margin=m).fit(replace(pairs, margin=margin)) for m in (False, True))
+    plain, wider = (LinearHead(strength=0.01, margin=m).fit(replace(pairs, margin=margin)) for m in (False, True))
     seven = pairs.take(np.array([7]))
     gap = [float((h.score(seven.chosen) - h.score(seven.rejected))[0]) for h in (plain, wider)]
-    assert gap[1] > gap[0] + 0.1
+    assert gap[1] > gap[0] + 0.5
 
 
 def test_smoothing_equals_adding_swapped_copies() -> None:

@@ -11,7 +11,7 @@ from penchant.store_admin import list_stores, prune, verify
 
 
 def cache(
-    action: Literal["list", "verify", "prune"] = "list",
+    action: Literal["list", "verify", "prune"],
     *,
     cache: str | None = None,
     older_than_days: float | None = None,

@@ -24,18 +24,20 @@ def verbs() -> dict[str, Verb]:
     from penchant.cli.demo import demo
     from penchant.cli.encode import encode
     from penchant.cli.evaluate import evaluate
+    from penchant.cli.export import export
     from penchant.cli.report import report
     from penchant.cli.score import score
     from penchant.cli.train import train
 
-    return {f.__name__: f for f in (encode, train, evaluate, score, report, cache, demo)}
+    return {f.__name__: f for f in (encode, train, evaluate, score, export, report, cache, demo)}
 
 
 class Parser(ArgumentParser):
     """Wrong arguments end in one sentence, like every other wrong input."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise PenchantError(" ".join(message.split()) + f" (see {self.prog} --help)")
+        verb = self.prog.replace(" [options]", "")
+        raise PenchantError(" ".join(message.split()) + f" (see {verb} --help)")
 
 
 def parser() -> tuple[ArgumentParser, dict[str, Verb]]:

@@ -17,7 +17,7 @@ from penchant.latents import LatentPairs, Recipe
 Array = NDArray[Any]
 Views = tuple[str, ...]
 
-CLEARLY = 2.0
+CLEARLY = 1.5
 """Standard errors of the mean loss difference by which a candidate must beat the linear head on all views."""
 MLP_FROM = 500
 """Training pairs in every fold from which the MLP is worth its time; below, it loses to a linear head."""
@@ -52,7 +52,7 @@ class AutoHead(Head, name="auto"):
 
     Candidates are a linear head on each of `candidate_views`, each with its own best strength, and from 500 pairs on
     an MLP on the best single view. The one with the lowest out-of-fold loss is taken if it beats the linear head on
-    all views by two standard errors (paired over pairs). Taking the lowest loss outright follows noise at a few
+    all views by 1.5 standard errors (paired over pairs). Taking the lowest loss outright follows noise at a few
     hundred pairs, and all views together are never far from the best view.
 
     Args:

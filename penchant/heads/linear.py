@@ -17,12 +17,12 @@ from penchant.latents import LatentPairs
 
 Array = NDArray[Any]
 
-STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-4, 7))
+STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-4, 5))
 DEFAULT_STRENGTH = 10.0
 """Used where cross-validation is impossible: all pairs share one prompt."""
 TOLERANCE = 1e-10
 """A fit stops when the mean gradient's norm is below this; features have unit mean square norm then."""
-CV_TOLERANCE = 1e-5
+CV_TOLERANCE = 1e-4
 MAX_NEWTON_STEPS = 100
 
 
@@ -38,16 +38,19 @@ class BradleyTerryLoss:
     smoothing: float
 
     def value(self, s: Array) -> Array:
-        return (1 - self.smoothing) * np.logaddexp(0, self.margin - s) + self.smoothing * np.logaddexp(
-            0, self.margin + s
-        )
+        eps, m = self.smoothing, self.margin
+        value: Array = (1 - eps) * np.logaddexp(0, m - s) + eps * np.logaddexp(0, m + s)
+        return value
 
     def slope(self, s: Array) -> Array:
-        return -(1 - self.smoothing) * expit(self.margin - s) + self.smoothing * expit(self.margin + s)
+        eps, m = self.smoothing, self.margin
+        slope: Array = -(1 - eps) * expit(m - s) + eps * expit(m + s)
+        return slope
 
     def curvature(self, s: Array) -> Array:
-        p, q = expit(self.margin - s), expit(self.margin + s)
-        return (1 - self.smoothing) * p * (1 - p) + self.smoothing * q * (1 - q)
+        eps, p, q = self.smoothing, expit(self.margin - s), expit(self.margin + s)
+        curvature: Array = (1 - eps) * p * (1 - p) + eps * q * (1 - q)
+        return curvature
 
 
 class Spectrum(NamedTuple):
@@ -84,7 +87,8 @@ def solve(spectrum: Spectrum, loss: BradleyTerryLoss, use: Array, strength: Arra
     s = np.zeros((rows.shape[0], len(strength)))
 
     def objective(s: Array, v: Array) -> Array:
-        return (use * loss.value(s)).sum(0) + strength / 2 * (v * v).sum(0)
+        total: Array = (use * loss.value(s)).sum(0) + strength / 2 * (v * v).sum(0)
+        return total
 
     for _ in range(MAX_NEWTON_STEPS):
         gradient = rows.T @ (use * loss.slope(s)) + strength * v

@@ -92,10 +92,12 @@ class MLPHead(Head, name="mlp"):
     def score(self, latents: Array) -> Array:
         self._check_fitted()
         x = torch.from_numpy(self._standardise(check_latents(latents, len(self.center_))))
-        weights = (self.hidden_weight_, self.hidden_bias_, self.output_weight_)
+        # Float64, so that a score does not depend on its batch.
+        weight, bias, output = (
+            torch.from_numpy(w).double() for w in (self.hidden_weight_, self.hidden_bias_, self.output_weight_)
+        )
         with torch.inference_mode():
-            # Float64, so that a score does not depend on its batch.
-            scores = _forward(x.double(), *(torch.from_numpy(w).double() for w in weights))
+            scores = _forward(x.double(), weight, bias, output)
         return scores.float().numpy()
 
     @property
