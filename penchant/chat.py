@@ -72,10 +72,11 @@ class Chat:
         self.max_length = max_length
         self.has_template = bool(tokenizer.chat_template)
         self._template = FIXED_CLOCK + tokenizer.get_chat_template() if self.has_template else ""
-        added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = added | set(tokenizer.all_special_ids)
         plain = tokenizer("a").input_ids
         bos = tokenizer.bos_token_id
+        added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = added | set(tokenizer.all_special_ids)
+        self._ends = self._special - ({tokenizer.unk_token_id, bos} - {tokenizer.eos_token_id})
         self._bos = [bos] if not self.has_template and bos is not None and plain and plain[0] == bos else []
         # SentencePiece tokenizers put a space before any text; before a response it would be one the model never sees.
         line, a, both = self._ids(["\n", "a", "\na"])
@@ -134,10 +135,12 @@ class Chat:
         question = [{"role": "user", "content": "a"}]
         try:
             start = self._apply(0, question, generation=True)
+            history = self._apply(0, question, generation=False)
             full = self._apply(0, [*question, {"role": "assistant", "content": "a"}], generation=False)
         except InputError:  # a template that wants more than one question; each row says so itself
             return ""
-        return start[len(os.path.commonprefix([start, full])) :]  # noqa: RUF071 (characters are meant)
+        shared = os.path.commonprefix([start, full])  # noqa: RUF071 (characters are meant)
+        return start[len(shared) :] if shared.startswith(history.rstrip()) else ""
 
     def _apply(self, row: int, messages: list[dict[str, str]], generation: bool) -> str:
         try:
@@ -165,7 +168,7 @@ class Chat:
         return [alone[i] if i in alone else each[skip:] for i, each in enumerate(ids)]
 
     def _tokens(self, row: int, prompt: list[int], response: list[int]) -> Tokens:
-        end = next((i for i in range(len(response) - 1, -1, -1) if response[i] in self._special), None)
+        end = next((i for i in range(len(response) - 1, -1, -1) if response[i] in self._ends), None)
         if end is not None and not self.tokenizer.decode(response[end + 1 :]).strip():
             while end and response[end - 1] == response[end]:
                 end -= 1

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import HfApi, snapshot_download
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from penchant import backbone as backbones
 from penchant.backbone import Backbone
@@ -23,7 +24,7 @@ from penchant.heads import AutoHead, Head, load_head
 from penchant.latents import LatentPairs, Recipe
 from penchant.model_card import model_card
 from penchant.pairs import load_pairs
-from penchant.store import Store, default_root
+from penchant.store_views import open_store
 
 FILE = "reward_model.json"
 
@@ -172,6 +173,8 @@ class RewardModel:
             raise InputError(f"{len(left)} first responses for {len(right)} second ones; give as many of each.")
         asked = _as_list(prompts)
         asked = asked * len(left) if len(asked) == 1 else asked
+        if len(asked) != len(left):
+            raise InputError(f"{len(asked)} prompts for {len(left)} comparisons; give one prompt for each, or one.")
         both = self.score([*asked, *asked], [*left, *right]).astype(np.float64)
         margin = (both[: len(left)] - both[len(left) :]) / self.temperature
         return np.asarray(0.5 * (1 + np.tanh(margin / 2)), np.float32)
@@ -199,16 +202,26 @@ class RewardModel:
         """
         path = Path(name)
         if not path.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-            path = Path(snapshot_download(str(name)))
+            try:
+                path = Path(snapshot_download(str(name)))
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"there is no folder {str(name)!r}, and the hub gives none: {reason}") from error
         if not (path / FILE).is_file():
             raise InputError(f"there is no reward model in {str(name)!r}: {FILE} is missing; give the folder it is in.")
         try:
             saved = json.loads((path / FILE).read_text(encoding="utf-8"))
             recipe = Recipe.from_dict(saved["recipe"])
             facts, temperature = saved["facts"], float(saved["temperature"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path / FILE} is damaged ({error}); save the model again.") from error
-        return cls(recipe, load_head(path), temperature, facts, backbone)
+        try:
+            head = load_head(path)
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise InputError(f"the head in {path} is damaged ({error}); save the model again.") from error
+        return cls(recipe, head, temperature, facts, backbone)
 
     def export(self, folder: str | Path) -> Path:
         """Write a plain transformers classifier; see `penchant.export` for when that is exact, else InputError."""
@@ -225,11 +238,6 @@ class RewardModel:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload reward model"))
-
-
-def open_store(cache: str | Path | None, recipe: Recipe) -> Store:
-    """The cache of latents with this recipe."""
-    return Store(Path(cache) if cache else default_root(), recipe)
 
 
 def backbone_facts(backbone: Backbone) -> dict[str, Any]:
@@ -253,4 +261,4 @@ def _as_list(texts: Text | Sequence[Text]) -> list[Text]:
 
 
 def _has_text(text: Text) -> bool:
-    return bool(text.strip()) if isinstance(text, str) else any(str(m.get("content", "")).strip() for m in text)
+    return bool(text.strip()) if isinstance(text, str) else any(str(m.get("content") or "").strip() for m in text)

@@ -25,7 +25,8 @@ from penchant.heads import Head
 from penchant.latents import LatentPairs
 from penchant.pairs import describe
 from penchant.report import write_report
-from penchant.reward_model import RewardModel, backbone_facts, open_store
+from penchant.reward_model import RewardModel, backbone_facts
+from penchant.store_views import open_store
 
 PACKAGES = ("penchant", "torch", "transformers", "datasets", "scikit-learn", "numpy")
 CURVE_SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
@@ -37,6 +38,8 @@ class Run:
     def __init__(self, out: str | Path | None, verb: str, config: dict[str, Any]) -> None:
         stamp = datetime.now(timezone.utc).astimezone()
         self.folder = Path(out) if out else Path("runs") / f"{stamp:%Y%m%d-%H%M%S}-{verb}"
+        if config.get("seed", 0) < 0:
+            raise InputError(f"the seed is {config['seed']}; give 0 or more.")
         self.created, self.start = stamp.isoformat(timespec="seconds"), time.perf_counter()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +49,8 @@ class Run:
 
     def finish(self, metrics: dict[str, Any]) -> Path:
         """Write metrics.json and report.html; returns the report's path."""
-        metrics["cost"] = {**metrics.get("cost", {}), "total_seconds": time.perf_counter() - self.start}
-        metrics["cost"]["peak_memory_mb"] = peak_memory_mb()
+        spent = metrics.setdefault("cost", {})
+        spent |= {"total_seconds": time.perf_counter() - self.start, "peak_memory_mb": peak_memory_mb()}
         metrics = {"created": self.created, "versions": versions(), **metrics}
         text = json.dumps(metrics, indent=2, allow_nan=False)
         (self.folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
@@ -161,7 +164,7 @@ def evaluate_run(
     return metrics | {
         "data": {"test": {"name": name, **describe(test)}},
         "cost": latents.meta,
-        "head": rm.facts["head"],
+        "head": rm.facts.get("head", {}),
     }
 
 

@@ -55,7 +55,7 @@ RESPONSES = [
 PROMPT = [
     {"role": "user", "content": "hello, how are you"},
     {"role": "assistant", "content": "there"},
-    {"role": "user", "content": "say how "},
+    {"role": "user", "content": "say how"},
 ]
 
 
@@ -90,22 +90,25 @@ def test_one_bos_at_most_and_one_end_and_one_prompt(name: str, kind: str) -> Non
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_an_end_that_the_text_brings_along_is_not_doubled(name: str) -> None:
     maker = chat(name)
+    if name == "no end":
+        pytest.skip("this template puts a line's end behind what the text brings along, and none behind it otherwise")
     end = "<|im_end|>" if "<|im_end|>" in (TEMPLATES[name] or "") else "</s>"
     plain, with_end, with_two = maker.encode(["say"] * 3, ["hello", f"hello{end}", f"hello{end}{end}"])
     assert ids(plain) == ids(with_end) == ids(with_two)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", TEMPLATES.keys() - {"no end"})
 @pytest.mark.parametrize("kind", ["bytes", "spaced"])
 def test_ids_are_those_of_the_whole_text(name: str, kind: str) -> None:
-    """Tokenising in two parts changes nothing, save where a token would reach over the boundary."""
+    """Tokenising in two parts changes nothing, save where a token would reach over the boundary ("no end")."""
     maker = chat(name, kind=kind)
-    for response in ("hello", "There", "[x]", "<b>", ""):
+    for response in ("hello", " hello", "There", "[x]", "<b>", ""):
         (tokens,) = maker.encode([PROMPT], [response])
         before, after = maker.render(PROMPT, response)
         whole = maker.tokenizer(before + after, add_special_tokens=name == "base").input_ids
         shared = min(len(whole), len(tokens))
-        assert ids(tokens)[: shared - 1] == whole[: shared - 1]
+        assert shared >= len(tokens) - 1  # EOS may be added
+        assert ids(tokens)[:shared] == whole[:shared]
         assert maker.tokenizer.decode(whole[len(tokens) :]).strip() == ""
 
 
@@ -216,7 +219,7 @@ def test_any_content_gives_a_sequence(name: str) -> None:
     responses = ["".join(rng.choices(parts, k=rng.randint(0, 12))) for _ in range(200)]
     for tokens in maker.encode(prompts, responses):
         assert 0 < len(tokens.response) <= len(tokens) <= 24
-        assert tokens.response[-1] in maker._special
+        assert tokens.response[-1] in maker._ends
 
 
 def test_the_batch_does_not_matter() -> None:

@@ -20,6 +20,7 @@ from penchant.heads.base import pair_accuracy, prompt_folds
 from penchant.latents import LatentPairs, Recipe
 
 WIDTH = 24
+TWO_VIEWS = ("10:last", "10:mean")
 FAST = {"linear": LinearHead(), "mlp": MLPHead(hidden=8, batch_size=16), "auto": AutoHead()}
 
 
@@ -106,6 +107,24 @@ def test_multiplying_all_latents_changes_no_order_and_no_strength() -> None:
     head, same = LinearHead().fit(pairs), LinearHead().fit(large)
     assert head.strength_ == same.strength_
     np.testing.assert_allclose(same.weight_ * 1024, head.weight_, rtol=1e-6)
+
+
+def test_scaled_differences_have_unit_mean_square_and_no_view_outweighs_another() -> None:
+    pairs = make_pairs(100, TWO_VIEWS)
+    factor = np.repeat(np.float32([1024, 1]), WIDTH)  # one view in other units
+    large = replace(pairs, chosen=pairs.chosen * factor, rejected=pairs.rejected * factor)
+    for each in (pairs, large):
+        difference = each.chosen.astype(np.float64) - each.rejected
+        z = difference / linear.column_scale(difference, WIDTH)
+        np.testing.assert_allclose((z * z).sum(axis=1).mean(), 1.0)
+    head, same = LinearHead().fit(pairs), LinearHead().fit(large)
+    assert head.strength_ == same.strength_
+    np.testing.assert_allclose(same.weight_ * factor, head.weight_, rtol=1e-6, atol=1e-9)
+
+
+def test_a_tie_counts_one_half() -> None:
+    assert pair_accuracy(np.array([2.0, 0.0, -1.0, 0.0])) == 0.5
+    assert pair_accuracy(np.array([1.0, 0.0])) == 0.75
 
 
 def test_a_second_copy_of_each_pair_equals_half_the_strength() -> None:
@@ -252,9 +271,6 @@ def test_one_prompt_only_falls_back_with_a_warning() -> None:
 def head(request: pytest.FixtureRequest) -> Head:
     fresh: Head = clone(FAST[request.param])
     return fresh
-
-
-TWO_VIEWS = ("10:last", "10:mean")
 
 
 def test_saved_and_loaded_scores_are_equal_bit_for_bit(head: Head, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import string
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import datasets
 import numpy as np
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
 from penchant.backbone import Backbone
@@ -33,8 +34,8 @@ CHATML = (
 )
 
 
-def tokenizer(template: str | None = CHATML, *, bos: bool = False, kind: str = "bytes", **special: str) -> Any:
-    """A small BPE tokenizer; `bos` puts <s> before every text, kind "spaced" a space as SentencePiece does."""
+@functools.cache
+def trained(kind: str) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=SPECIAL,
@@ -49,10 +50,16 @@ def tokenizer(template: str | None = CHATML, *, bos: bool = False, kind: str = "
         tok.decoder = decoders.ByteLevel()
         tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.train_from_iterator(["the user and the assistant say hello there, how are you today\n"] * 3, trainer)
-    if bos:
-        from tokenizers.processors import TemplateProcessing
+    return str(tok.to_str())
 
-        tok.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tok.token_to_id("<s>"))])
+
+def tokenizer(template: str | None = CHATML, *, bos: bool = False, kind: str = "bytes", **special: str) -> Any:
+    """A small BPE tokenizer; `bos` puts <s> before every text, kind "spaced" a space as SentencePiece does."""
+    tok = Tokenizer.from_str(trained(kind))
+    if bos:
+        tok.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tok.token_to_id("<s>"))]
+        )
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **special}
     fast = hf.PreTrainedTokenizerFast(
         tokenizer_object=tok,

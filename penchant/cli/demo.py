@@ -44,7 +44,7 @@ def demo(*, out: str = "runs/demo", cache: str | None = None, model: str = DEFAU
     most = -1
     picked, random = metrics["best_of_n"]["picked"][most]["value"], metrics["best_of_n"]["random"][most]
     print(f"best of {metrics['best_of_n']['n'][most]}: mean gold {picked:+.2f} (a random answer {random:+.2f})")
-    print(f"total {metrics['cost']['total_seconds']:.0f} s" if "total_seconds" in metrics["cost"] else "", end="")
+    print(f"total {metrics['cost']['total_seconds']:.0f} s")
     print(f"model:  {run.folder / 'model'}\nreport: {report}")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from penchant.backbone import DEFAULT, Backbone
 from penchant.encode import TOKEN_BUDGET, fill
 from penchant.pairs import load_pairs
-from penchant.reward_model import open_store
+from penchant.store_views import open_store
 
 
 def encode(

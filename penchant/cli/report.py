@@ -25,4 +25,8 @@ def report(run: str, *, out: str | None = None) -> None:
         raise InputError(f"{path} is not JSON ({error}); run the evaluation again.") from error
     if not isinstance(metrics, dict) or "accuracy" not in metrics:
         raise InputError(f"{path} holds no metrics of a run; give the folder of a train or evaluate run.")
-    print(write_report(metrics, Path(out) if out else path.with_name("report.html")))
+    page = Path(out) if out else path.with_name("report.html")
+    try:
+        print(write_report(metrics, page))
+    except OSError as error:
+        raise InputError(f"cannot write {page}: {error.strerror}; choose another --out.") from error

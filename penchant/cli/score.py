@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
@@ -39,11 +39,13 @@ def score(
         response: name of the response's column; a list of strings gives a list of scores.
         token_budget: tokens run at once; bounds memory.
     """
+    if data != "-" and not Path(data).is_file():
+        raise InputError(f"there is no file {data!r} to score.")
     rm = RewardModel.from_pretrained(reward_model)
     lines = _lines(data)
     with ExitStack() as stack:
+        target = stack.enter_context(_writable(Path(out), data)) if out else sys.stdout
         bar = stack.enter_context(tqdm(desc="score", unit="row", disable=out is None))
-        target = stack.enter_context(Path(out).open("w", encoding="utf-8")) if out else sys.stdout
         while batch := [_row(number, line, prompt, response) for number, line in islice(lines, BATCH)]:
             answers = [row[response] if _several(row[response]) else [row[response]] for row in batch]
             asked = [row[prompt] for row, some in zip(batch, answers, strict=True) for _ in some]
@@ -56,19 +58,26 @@ def score(
             bar.update(len(batch))
 
 
-def _lines(data: str) -> Iterator[tuple[int, str]]:
-    if data != "-" and not Path(data).is_file():
-        raise InputError(f"there is no file {data!r} to score.")
-    with sys.stdin if data == "-" else Path(data).open(encoding="utf-8") as file:
+def _writable(out: Path, data: str) -> TextIO:
+    if out.exists() and data != "-" and out.samefile(data):
+        raise InputError(f"{data!r} cannot be read and overwritten at once; choose another --out.")
+    try:
+        return out.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out.") from error
+
+
+def _lines(data: str) -> Iterator[tuple[int, bytes]]:
+    with sys.stdin.buffer if data == "-" else Path(data).open("rb") as file:
         for number, line in enumerate(file):
             if line.strip():
                 yield number, line
 
 
-def _row(number: int, line: str, prompt: str, response: str) -> dict[str, Any]:
+def _row(number: int, line: bytes, prompt: str, response: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"line {number + 1} is not JSON ({error}); write one JSON object a line.") from error
     if not isinstance(row, dict):
         raise InputError(f"line {number + 1} is not a JSON object; write one a line.")
