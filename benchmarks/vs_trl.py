@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--micro-batch", type=int, default=1, help="pairs TRL runs at once (a step is 8): at 1, no padding"
     )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every contestant; by default all cores")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "vs_trl", help="where finished contestants are kept"
     )
@@ -89,7 +90,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     common = {"train": str(data / "train.jsonl.gz"), "pairs": pairs, "test": str(data / "test.jsonl.gz")}
     common |= {"test_pairs": test_pairs, "work": str(args.work.resolve()), "max_steps": 3 if args.quick else -1}
-    common |= {"micro_batch": args.micro_batch}
+    common |= {"micro_batch": args.micro_batch, "threads": args.threads}
     results: dict[str, list[Result]] = {
         method: [run({**common, "method": method, "seed": seed}, args.work) for seed in args.seeds]
         for method in methods
@@ -145,10 +146,13 @@ def run(settings: dict[str, Any], work: Path) -> Result:
         if kept["settings"] == identity:
             print(f"{file.stem}: kept from an earlier run", file=sys.stderr)
             return kept
-    print(f"{file.stem}: load average {os.getloadavg()[0]:.1f} at the start", file=sys.stderr)
+    if (load := os.getloadavg()[0]) > (os.cpu_count() or 1) + 0.5:
+        # Threads that wait for one another at every small operation lose far more than their share of the cores.
+        print(f"{file.stem}: the load average is {load:.1f}; seconds count only on a quiet machine", file=sys.stderr)
     plain_weights(work)
     command = [sys.executable, str(Path(__file__).resolve()), "--contestant", json.dumps(identity)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    threads = {"OMP_NUM_THREADS": str(settings["threads"]), "MKL_NUM_THREADS": str(settings["threads"])}
+    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **threads})
     result: Result = json.loads(file.read_text())
     return result
 
@@ -163,7 +167,7 @@ def code_digest(method: str) -> str:
 
 def plain_weights(work: Path) -> None:
     """Write the embedded LLM into `work`/llm as float32 safetensors, once, in a process of its own."""
-    if (work / "llm" / "config.json").is_file():
+    if (work / "llm").is_dir():
         return
     command = [
         sys.executable,
@@ -220,8 +224,10 @@ def dequantise(folder: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, gguf_file=gguf)
     tokenizer.pad_token = PAD
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    part = folder.with_suffix(".part")
+    tokenizer.save_pretrained(part)
+    model.save_pretrained(part)
+    part.rename(folder)
 
 
 def play_penchant(settings: dict[str, Any], llm: Path, train: list[Row], test: list[Row]) -> Result:

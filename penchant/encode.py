@@ -27,6 +27,8 @@ TOKEN_BUDGET = 2048
 CHUNK = 4096
 """Pairs whose texts are held in memory at once."""
 MOST_WORKERS = 8
+REFRESH_SECONDS = 1.0
+"""How often to look for what other processes have stored: each look lists the whole folder."""
 
 Keys = NDArray[np.uint8]
 Tree = tuple[Tensor, list[Tensor]]
@@ -326,8 +328,11 @@ def _run_all(
     with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
         ahead: deque[tuple[_Batch, Future[NDArray[np.float32]]]] = deque()
         try:
+            looked = time.monotonic()
             for batch in batches:
-                store.refresh()
+                if time.monotonic() - looked > REFRESH_SECONDS:
+                    store.refresh()
+                    looked = time.monotonic()
                 if _known(batch, store).all():  # another process was faster
                     continue
                 ahead.append((batch, pool.submit(_latents, backbone, recipe, batch)))

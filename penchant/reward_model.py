@@ -56,7 +56,7 @@ class RewardModel:
     @classmethod
     def train(
         cls,
-        pairs: Dataset | str | Path,
+        pairs: Dataset | str | Path | list[dict[str, Any]],
         *,
         model: str | Backbone = backbones.DEFAULT,
         head: Head | None = None,

@@ -29,11 +29,18 @@ from tests.tiny import BUDGET, VIEWS
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One worker, as tiny models lose more by waiting for a second one than they gain."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads(one_thread: None) -> None:
+    """Two workers."""
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +102,7 @@ def relative(a: Any, b: Any) -> float:
 def test_latents_are_those_of_each_sequence_alone(family: str) -> None:
     """For all layers and poolings, sequences and prompts, any budget, order and neighbours."""
     backbone, plain = tiny.backbone(family), tiny.model(family)
-    tokens = tokens_of(backbone, tiny.pairs(8))
+    tokens = tokens_of(backbone, tiny.pairs(6))
     parts = [part for t in tokens for part in ((t.prompt, t.response), (t.prompt[:0], t.prompt))]
     expected = torch.stack([tiny.plain_latent(plain, before, part) for before, part in parts]).numpy()
     order = random.Random(0).sample(range(len(tokens)), len(tokens))
@@ -160,20 +167,20 @@ def test_only_new_rows_are_run(tmp_path: Path, llama: Backbone) -> None:
     tokens = tokens_of(llama, data)
     old, new = tokens[:20] + tokens[30:50], tokens[20:30] + tokens[50:]
     store = Store(tmp_path, llama.recipe(VIEWS))
-    before = latents(llama, old, store)
+    before = latents(llama, old, store, 10_000)
     with Forwards(llama) as forwards:
-        latents(llama, old, Store(tmp_path, llama.recipe(VIEWS)))
+        latents(llama, old, Store(tmp_path, llama.recipe(VIEWS)), 10_000)
     assert forwards.sizes == []
     with Forwards(llama) as forwards:
-        grown = latents(llama, tokens, store)
+        grown = latents(llama, tokens, store, 10_000)
     added = {t.key: t for t in new if t.key not in {o.key for o in old}}
     prompts = {t.prompt_key: len(t.prompt) for t in added.values()}
-    needed = sum(prompts.values()) + sum(len(t.response) for t in added.values())
-    assert needed <= sum(forwards.sizes) <= needed + 40  # a tree that is split repeats its prompt
+    assert sum(forwards.sizes) == sum(prompts.values()) + sum(len(t.response) for t in added.values())
     assert same(store.read(all_keys(old)), before)
     assert relative(grown, latents(llama, tokens)) < 1e-5
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_two_workers_give_the_bits_of_one(backbone: Backbone) -> None:
     tokens = tokens_of(backbone, tiny.pairs(60))
     torch.set_num_threads(1)
@@ -198,6 +205,7 @@ class Stop:
             raise self.error
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_interrupted_run_goes_on_where_it_stopped(
     tmp_path: Path, backbone: Backbone, error: type[BaseException]
@@ -215,6 +223,7 @@ def test_interrupted_run_goes_on_where_it_stopped(
     assert len(rest.sizes) == len(whole.sizes) - 4
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_flipped_byte_costs_its_batch_only(tmp_path: Path, backbone: Backbone) -> None:
     tokens, recipe = tokens_of(backbone, tiny.pairs(40)), backbone.recipe(VIEWS)
     store = Store(tmp_path, recipe)
@@ -235,16 +244,17 @@ def test_flipped_byte_costs_its_batch_only(tmp_path: Path, backbone: Backbone) -
 def fork() -> Any:
     """Processes that start in an instant: they fork from a server that has imported torch and run nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.tiny"])
+    context.set_forkserver_preload(["tests.tiny", "transformers.models.llama.modeling_llama"])
     return context
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_killed_runs_end_as_if_never_interrupted(tmp_path: Path, llama: Backbone) -> None:
     """kill -9 at ten random moments of one run that goes on each time, and of what is left the parent does."""
     seed = random.randrange(10**6)
     print("seed", seed)
     rng, context, recipe = random.Random(seed), fork(), llama.recipe(VIEWS)
-    n = 400
+    n = 150
     tokens = tokens_of(llama, tiny.pairs(n, 1))
     start = time.perf_counter()
     expected = latents(llama, tokens, Store(tmp_path / "whole", recipe))
@@ -268,12 +278,13 @@ def test_killed_runs_end_as_if_never_interrupted(tmp_path: Path, llama: Backbone
     assert same(latents(llama, tokens, store), expected)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_two_processes_at_once_end_equal(tmp_path: Path, llama: Backbone) -> None:
     context, recipe = fork(), llama.recipe(VIEWS)
-    processes = [context.Process(target=tiny.encode_to, args=(tmp_path / "shared", 150, 2)) for _ in range(2)]
+    processes = [context.Process(target=tiny.encode_to, args=(tmp_path / "shared", 90, 2)) for _ in range(2)]
     for process in processes:
         process.start()
-    tokens = tokens_of(llama, tiny.pairs(150, 2))
+    tokens = tokens_of(llama, tiny.pairs(90, 2))
     expected = latents(llama, tokens, Store(tmp_path / "alone", recipe))
     for process in processes:
         process.join()
@@ -305,7 +316,7 @@ def test_refused_rows_are_named_on_either_side(monkeypatch: pytest.MonkeyPatch) 
     for side in ("prompt", "chosen", "rejected"):
         rows = [{"prompt": f"how {i}", "chosen": "yes", "rejected": "no"} for i in range(5)]
         rows[3][side] = "bad"
-        with pytest.raises(InputError, match="row 3: .*bad word"):
+        with pytest.raises(InputError, match=r"row 3: .*bad word"):
             encode_pairs(backbone, datasets.Dataset.from_list(rows), VIEWS, show_progress=False)
 
 
@@ -369,6 +380,7 @@ def test_meta_columns_and_groups_come_along(llama: Backbone) -> None:
     assert same(made.chosen[0], made.chosen[2])
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llama: Backbone) -> None:
     """Pairs in many chunks, resumed after a stop in one of them, end with the bits of a run without a stop."""
     data, recipe = tiny.pairs(50), llama.recipe(VIEWS)
@@ -401,7 +413,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lla
 
 @pytest.mark.slow
 def test_embedded_llm_on_real_pairs(smol: Backbone, shared_data: Path) -> None:
-    """fp32, within 1e-4 of transformers' own hidden states, one sequence at a time."""
+    """fp32, within 1e-4 of transformers' own attention, one sequence at a time."""
     data = load_pairs(shared_data / "hh" / "train.jsonl.gz", limit=60)
     tokens = sorted(tokenize_pairs(smol, data["prompt"][:], data["chosen"][:], data["rejected"][:]), key=len)[:16]
     recipe = smol.recipe(("7:mean", "20:last", "20:mean"))

@@ -40,7 +40,9 @@ def test_mixes_its_own_rows_with_borrowed_ones(tmp_path: Path) -> None:
     assert not Store(tmp_path, WIDE).has(mine).any()
 
 
-@pytest.mark.parametrize("change", [{"revision": "other"}, {"dtype": "bfloat16"}, {"max_length": 32}, {"template": "u"}])
+@pytest.mark.parametrize(
+    "change", [{"revision": "other"}, {"dtype": "bfloat16"}, {"max_length": 32}, {"template": "u"}]
+)
 def test_never_borrows_from_another_recipe(tmp_path: Path, change: dict[str, object]) -> None:
     keys, latents = batch(0, WIDE.dim)
     Store(tmp_path, replace(WIDE, **change)).write(keys, latents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -53,13 +54,16 @@ def save_tiny_llm(folder: Path, seed: int = 0, template: str | None = CHATML, pa
     return folder
 
 
-def tiny_pairs(n: int) -> list[dict[str, str]]:
-    """n pairs over n / 2 prompts, the chosen one warm and, on average, the longer."""
+def tiny_pairs(n: int, noise: float = 0.0) -> list[dict[str, str]]:
+    """n pairs over n / 2 prompts, the chosen one warm and, on average, the longer; a share `noise` is swapped."""
+    swapped = np.random.default_rng(0).random(n) < noise
     words = ["river", "colour", "city", "song", "tree", "tool", "dish", "star"]
     rows = []
     for i in range(n):
         word = words[(i // 2) % len(words)]
         prompt = f"Name a {word} that begins with {chr(97 + (i // 2) % 26)} for case {i // 2}."
         warm = f"Gladly! {'What about this one? ' * (i % 3)}Number {i}."
-        rows.append({"prompt": prompt, "chosen": warm, "rejected": f"No. {i * 7 % 10}{' So there.' * (i % 2)}"})
+        cold = f"No. {i * 7 % 10}{' So there.' * (i % 2)}"
+        chosen, rejected = (cold, warm) if swapped[i] else (warm, cold)
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     return rows
