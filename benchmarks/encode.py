@@ -70,13 +70,12 @@ def run_packed(backbone: Backbone, tokens: list[Tokens]) -> MemoryStore:
 
 def layer_operations(backbone: Backbone) -> int:
     """Floating-point operations a token needs in the weight matrices of the layers that run (attention not counted)."""
-    return 2 * sum(p.numel() for layer in backbone.layers for p in layer.parameters() if p.ndim == 2)
+    return 2 * sum(p.numel() for layer in backbone.layers[:DEPTH] for p in layer.parameters() if p.ndim == 2)
 
 
 def worst_error(backbone: Backbone, tokens: list[Tokens]) -> float:
     """Largest relative error of an fp32 latent against one plain forward pass a sequence."""
     exact = Backbone(copy.deepcopy(backbone.model).float(), backbone.chat.tokenizer, "exact", "fp32")
-    exact.depth = backbone.depth  # the model has been cut; layer DEPTH is not its last
     store = MemoryStore()
     encode(exact, exact.recipe((f"{DEPTH}:last", f"{DEPTH}:mean")), tokens, store)
     errors = []
@@ -110,7 +109,6 @@ def main() -> None:
 
     pairs = load_pairs(data_file("hh/train")).select(range(count))
     backbone = Backbone.load()
-    backbone.cut(DEPTH)
     tokens = tokenize_pairs(backbone, pairs["prompt"][:], pairs["chosen"][:], pairs["rejected"][:])
     half = len(tokens) // 2
     few = tokens[:15] + tokens[half : half + 15]

@@ -18,6 +18,8 @@ Text = str | list[dict[str, str]]
 """A prompt or a completion: plain text, or messages with `role` and `content`."""
 
 FIXED_DATE = "01 Jan 2025"
+VERSION = 1
+"""Of the way text becomes ids here; raised when it changes, so that no latent made the old way meets a new one."""
 FIXED_CLOCK = "{% macro strftime_now(format) %}" + FIXED_DATE + "{% endmacro %}\n"
 """Put before a template, it stands in for the function of that name; transformers lets no function be passed."""
 
@@ -88,7 +90,15 @@ class Chat:
         """Changes with the template, with the special tokens and with the vocabulary."""
         tok = self.tokenizer
         probe = tok("Penchant: naïve 100% 你好\n\tend", add_special_tokens=False).input_ids
-        parts = [tok.chat_template or "none", len(tok), self._bos, tok.eos_token_id, sorted(self._special), probe]
+        parts = [
+            VERSION,
+            tok.chat_template or "none",
+            len(tok),
+            self._bos,
+            tok.eos_token_id,
+            sorted(self._special),
+            probe,
+        ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def encode(
