@@ -5,7 +5,7 @@ chosen (views, strength, stopping) is chosen on it alone; accuracy is measured o
 interval resamples both seeds and test prompts.
 
     auto          AutoHead: views and strength by cross-validation
-    linear_last   ridge Bradley-Terry head, strength by cross-validation, last token of layer 20
+    linear_last   ridge Bradley-Terry head, strength by cross-validation, last token of layer 24
     linear_mean   the same on the mean over the response's tokens
     mlp           MLPHead on that mean
     longer        the longer text wins
@@ -43,7 +43,7 @@ SETS: dict[str, tuple[tuple[str, ...], str]] = {
     "llmbar": (("hh/train", "ultrafeedback/train"), "llmbar/test"),
 }
 SIZES = (100, 300, 1000, None)
-LAYER = 20
+LAYER = 24
 HEADS: dict[str, tuple[Callable[[int], Head], tuple[str, ...] | None]] = {
     "auto": (lambda seed: AutoHead(random_state=seed), None),
     "linear_last": (lambda seed: LinearHead(random_state=seed), (f"{LAYER}:last",)),

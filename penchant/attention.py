@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 TREE_ATTENTION = "penchant_tree"
-BLOCK = 256
+BLOCK = 128
 """Query rows worked on at once: large enough for full matrix-product speed, small enough that little of the causal
 triangle is computed in vain."""
 LANES = 32

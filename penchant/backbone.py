@@ -76,7 +76,9 @@ class Backbone:
         self.chat = Chat(tokenizer, min(max_length, _positions(self.config) or max_length))
         for number, layer in enumerate(self.layers, 1):
             layer.register_forward_hook(_catch(number, self.depth))
-        self._plain_attention = self.config._attn_implementation
+        # A copy of another backbone's model may come with the packed attention switched on.
+        found = self.config._attn_implementation
+        self._plain_attention = found if found != TREE_ATTENTION else "sdpa"
         self.packed = self._packing_is_exact()
 
     @classmethod
@@ -153,8 +155,8 @@ class Backbone:
         )
 
     def default_views(self) -> tuple[str, ...]:
-        """Layers at a third, a half and two thirds of the depth, each with both poolings."""
-        layers = sorted({max(1, self.depth // 3), max(1, self.depth // 2), max(1, self.depth * 2 // 3)})
+        """Layers at a half, two thirds and four fifths of the depth, each with both poolings."""
+        layers = sorted({max(1, self.depth * part // 30) for part in (15, 20, 24)})
         return tuple(f"{layer}:{pooling}" for layer in layers for pooling in POOLINGS)
 
     def cut(self, layer: int) -> None:

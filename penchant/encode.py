@@ -22,8 +22,8 @@ from penchant.errors import InputError
 from penchant.latents import LatentPairs, Recipe
 from penchant.pairs import prompt_groups
 
-TOKEN_BUDGET = 2048
-"""Tokens run at once by default; activations of a few MB, and matrix products at full speed."""
+TOKEN_BUDGET = 1024
+"""Tokens run at once by default: matrix products at full speed, and activations that stay in the cache."""
 CHUNK = 4096
 """Pairs whose texts are held in memory at once."""
 MOST_WORKERS = 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -336,7 +335,7 @@ def test_wrong_input_is_one_sentence(
 
 
 def test_help_comes_from_the_docstrings(capsys: Any) -> None:
-    top, known = parser()
+    _, known = parser()
     assert set(known) >= {"encode", "train", "evaluate", "score", "report", "cache", "demo"}
     for name, function in known.items():
         with pytest.raises(SystemExit) as done:
@@ -347,8 +346,8 @@ def test_help_comes_from_the_docstrings(capsys: Any) -> None:
         assert "--config" in page
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert all(name in capsys.readouterr().out or name for name in known)
-    assert top.prog == "penchant"
+    page = capsys.readouterr().out
+    assert all(f"\n    {name} " in page for name in known)
 
 
 def test_an_interrupt_says_how_to_go_on(work: Path, here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,15 +389,17 @@ def test_sigint_while_encoding_keeps_what_was_done(work: Path, here: Path) -> No
     assert steady(here / "run" / "metrics.json") == steady(here / "whole" / "metrics.json")
 
 
-def test_a_reader_that_leaves_is_no_error(work: Path, here: Path) -> None:
-    rows = [{"prompt": "Hi", "response": f"Hello {i}." * 20} for i in range(600)]
-    write_lines(here / "rows.jsonl", rows)
-    command = [sys.executable, "-m", "penchant", "score", str(work / "run" / "model"), "rows.jsonl"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ.copy()) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.read(1)
-        process.stdout.close()
-        told = process.stderr.read().decode()
-        assert process.wait(60) == 0, told
-    assert "Traceback" not in told
+def test_a_reader_that_leaves_is_no_error(work: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `penchant score ... | head`."""
+
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    write_lines(here / "rows.jsonl", [{"prompt": "Hi", "response": "Hello."}])
+    told = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", told)
+    monkeypatch.setattr(told, "close", lambda: None)
+    assert main(["score", str(work / "run" / "model"), "rows.jsonl"]) == 0
+    assert told.getvalue() == ""

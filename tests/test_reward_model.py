@@ -321,6 +321,10 @@ class TestPublicApi:
         blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
         example = next(block for block in blocks if "RewardModel" in block)
         assert len(example.strip().splitlines()) <= 10
+        # The example names the demo pairs as seen from a checkout, and writes into the working folder.
+        (tmp_path / "penchant").mkdir()
+        (tmp_path / "penchant" / "data").symlink_to(readme.parent / "penchant" / "data")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path / "cache"))
         exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})
+        assert (tmp_path / "my-reward-model" / FILE).is_file()
