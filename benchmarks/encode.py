@@ -25,7 +25,8 @@ from common import data_file, finish, table
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
-from penchant.encode import MemoryStore, encode, tokenize_pairs
+from penchant.encode import TOKEN_BUDGET, MemoryStore, batch_latents, encode, tokenize_pairs
+from penchant.packing import pack
 from penchant.pairs import load_pairs
 
 DEPTH = 20
@@ -88,11 +89,13 @@ def worst_error(backbone: Backbone, tokens: list[Tokens]) -> float:
 
 
 def profile(backbone: Backbone, tokens: list[Tokens]) -> dict[str, float]:
-    """Share of CPU time by operation, one batch after the other in this thread."""
+    """Share of CPU time by operation, on one thread, as each worker of `encode` runs."""
+    recipe = backbone.recipe((f"{DEPTH}:last", f"{DEPTH}:mean"))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each worker runs; with one worker all of it is seen
+    torch.set_num_threads(1)
     with torch.profiler.profile() as prof:
-        run_packed(backbone, tokens)
+        for batch in pack(tokens, TOKEN_BUDGET, packed=backbone.packed):
+            batch_latents(backbone, recipe, batch)
     torch.set_num_threads(threads)
     events = sorted(prof.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(e.self_cpu_time_total for e in events)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from common import data_file, finish, table
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 
 from penchant.backbone import Backbone
 from penchant.encode import encode_pairs
@@ -67,7 +67,7 @@ class Part:
 
 def _messages(pairs: Dataset) -> Dataset:
     """Texts as messages, so that sets of both forms can stand in one."""
-    if pairs.features["prompt"].dtype != "string":
+    if not isinstance(pairs.features["prompt"], Value):
         return pairs
     turn = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     return pairs.map(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from penchant.backbone import Backbone
 from penchant.chat import Text, Tokens
 from penchant.errors import InputError
 from penchant.latents import LatentPairs, Recipe
+from penchant.packing import Batch, Keys, pack, packed_spans, padded_spans, stack_keys
 from penchant.pairs import prompt_groups
 
 TOKEN_BUDGET = 1024
@@ -29,9 +30,6 @@ CHUNK = 4096
 MOST_WORKERS = 8
 REFRESH_SECONDS = 1.0
 """How often to look for what other processes have stored: each look lists the whole folder."""
-
-Keys = NDArray[np.uint8]
-Tree = tuple[Tensor, list[Tensor]]
 
 
 class LatentStore(Protocol):
@@ -90,20 +88,6 @@ class Cost:
         return {**asdict(self), "tokens_per_second": self.tokens_per_second}
 
 
-@dataclass
-class _Batch:
-    """Trees that run together."""
-
-    trees: list[Tree]
-    items: list[Tokens]
-    """The sequences, in the pack's order."""
-    keys: Keys
-    """Keys of all latents the batch gives: each tree's prompt, then its sequences."""
-
-    tokens: int
-    """Tokens that go through the model for it, padding included."""
-
-
 def encode(
     backbone: Backbone,
     recipe: Recipe,
@@ -128,10 +112,10 @@ def encode(
     cost.tokens += sum(map(len, tokens))
     cost.truncated += sum(item.cut > 0 for item in tokens)
     unique = {item.key: item for item in tokens}
-    missing = int((~store.has(_stack(unique))).sum())
+    missing = int((~store.has(stack_keys(unique))).sum())
     cost.encoded_sequences += missing
     cost.cached_sequences += len(tokens) - missing
-    planned = list(_pack(unique.values(), token_budget, packed=backbone.packed))
+    planned = list(pack(unique.values(), token_budget, packed=backbone.packed))
     batches = _unfinished(planned, store, token_budget, backbone.packed)
     start = time.perf_counter()
     for batch, latents in _run_all(backbone, recipe, batches, store):
@@ -201,7 +185,7 @@ def fill(
             found["rejected"] += [item.key for item in tokens[half:]]
             found["prompt"] += [item.prompt_key for item in tokens[:half]]
             store.compact()
-    return {name: _stack(keys) for name, keys in found.items()}, cost
+    return {name: stack_keys(keys) for name, keys in found.items()}, cost
 
 
 def tokenize_pairs(
@@ -236,67 +220,15 @@ def encode_texts(
     if not tokens:
         return np.zeros((0, recipe.dim), np.float32)
     encode(backbone, recipe, tokens, store, token_budget=token_budget)
-    return store.read(_stack(item.key for item in tokens))
+    return store.read(stack_keys(item.key for item in tokens))
 
 
-def _pack(tokens: Iterable[Tokens], budget: int, *, packed: bool) -> Iterator[_Batch]:
-    """Trees in order of appearance, filled into batches of at most `budget` tokens.
-
-    A tree is split, its prompt repeated, only where it is larger than the budget by itself; a sequence never is.
-    Padded rows are sorted by length first, or the padding would cost more than the tokens.
-    """
-    count = _packed_tokens if packed else _padded_tokens
-    groups: dict[bytes, list[Tokens]] = {}
-    for item in tokens:
-        groups.setdefault(item.prompt_key, []).append(item)
-    trees = [tree for items in groups.values() for tree in _split(items, budget, count)]
-    if not packed:
-        trees.sort(key=lambda items: max(map(len, items)))
-    batch: list[list[Tokens]] = []
-    for tree in trees:
-        if batch and count([*batch, tree]) > budget:
-            yield _batch(batch, count(batch))
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield _batch(batch, count(batch))
-
-
-def _packed_tokens(trees: list[list[Tokens]]) -> int:
-    return sum(len(items[0].prompt) + sum(len(item.response) for item in items) for items in trees)
-
-
-def _padded_tokens(trees: list[list[Tokens]]) -> int:
-    rows = [len(item) for items in trees for item in items]
-    return len(rows) * max(rows)
-
-
-def _split(items: list[Tokens], budget: int, count: Callable[[list[list[Tokens]]], int]) -> Iterator[list[Tokens]]:
-    """Runs of sequences with one prompt that fit the budget together."""
-    part: list[Tokens] = []
-    for item in items:
-        if part and count([[*part, item]]) > budget:
-            yield part
-            part = []
-        part.append(item)
-    yield part
-
-
-def _batch(trees: list[list[Tokens]], size: int) -> _Batch:
-    keys = [key for items in trees for key in (items[0].prompt_key, *(item.key for item in items))]
-    tensors = [
-        (torch.from_numpy(items[0].prompt).long(), [torch.from_numpy(item.response).long() for item in items])
-        for items in trees
-    ]
-    return _Batch(tensors, [item for items in trees for item in items], _stack(keys), size)
-
-
-def _known(batch: _Batch, store: LatentStore) -> NDArray[np.bool_]:
+def _known(batch: Batch, store: LatentStore) -> NDArray[np.bool_]:
     """Which sequences of the batch are stored; a prompt is, wherever one of its responses is."""
-    return store.has(_stack(item.key for item in batch.items))
+    return store.has(stack_keys(item.key for item in batch.items))
 
 
-def _unfinished(batches: list[_Batch], store: LatentStore, budget: int, packed: bool) -> list[_Batch]:
+def _unfinished(batches: list[Batch], store: LatentStore, budget: int, packed: bool) -> list[Batch]:
     """The batches of which nothing is stored, then the missing sequences of the others in batches of their own."""
     known = [_known(batch, store) for batch in batches]
     whole = [batch for batch, have in zip(batches, known, strict=True) if not have.any()]
@@ -307,26 +239,26 @@ def _unfinished(batches: list[_Batch], store: LatentStore, budget: int, packed: 
         for item, stored in zip(batch.items, have, strict=True)
         if not stored
     ]
-    return whole + list(_pack(rest, budget, packed=packed))
+    return whole + list(pack(rest, budget, packed=packed))
 
 
 def _run_all(
-    backbone: Backbone, recipe: Recipe, batches: list[_Batch], store: LatentStore
-) -> Iterator[tuple[_Batch, NDArray[np.float32]]]:
+    backbone: Backbone, recipe: Recipe, batches: list[Batch], store: LatentStore
+) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
     """Batches with their latents, in order; batches that another process has stored by now are passed over.
 
     On a CPU each core works on a batch of its own: the operations between the matrix products are too small to
     split, and cores that wait for each other after every one of them would idle.
     """
-
     cores = torch.get_num_threads()
-    workers = min(MOST_WORKERS, cores, max(1, len(batches))) if backbone.device.type == "cpu" else 1
+    workers = min(MOST_WORKERS, cores) if backbone.device.type == "cpu" else 1
 
     def use_threads() -> None:
+        # The same for one batch as for many: sums over other numbers of threads may differ in their last bits.
         torch.set_num_threads(max(1, cores // workers))
 
     with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
-        ahead: deque[tuple[_Batch, Future[NDArray[np.float32]]]] = deque()
+        ahead: deque[tuple[Batch, Future[NDArray[np.float32]]]] = deque()
         try:
             looked = time.monotonic()
             for batch in batches:
@@ -335,7 +267,7 @@ def _run_all(
                     looked = time.monotonic()
                 if _known(batch, store).all():  # another process was faster
                     continue
-                ahead.append((batch, pool.submit(_latents, backbone, recipe, batch)))
+                ahead.append((batch, pool.submit(batch_latents, backbone, recipe, batch)))
                 if len(ahead) > workers:
                     done, future = ahead.popleft()
                     yield done, future.result()
@@ -347,7 +279,7 @@ def _run_all(
                 future.cancel()
 
 
-def _latents(backbone: Backbone, recipe: Recipe, batch: _Batch) -> NDArray[np.float32]:
+def batch_latents(backbone: Backbone, recipe: Recipe, batch: Batch) -> NDArray[np.float32]:
     """Latents [len(batch.keys), recipe.dim] of one batch, pooled in fp32.
 
     A prompt of no tokens (empty, or cut away whole by truncation) has the latent 0.
@@ -355,12 +287,12 @@ def _latents(backbone: Backbone, recipe: Recipe, batch: _Batch) -> NDArray[np.fl
     layers = recipe.layers
     if backbone.packed:
         states = [state.float() for state in backbone.run_trees(batch.trees, layers)]
-        spans = list(_packed_spans(batch.trees))
+        spans = list(packed_spans(batch.trees))
     else:
         rows = [torch.cat((prompt, response)) for prompt, responses in batch.trees for response in responses]
         padded = backbone.run_padded(rows, layers)
         states = [state.flatten(0, 1).float() for state in padded]
-        spans = list(_padded_spans(batch.trees, padded[0].shape[1]))
+        spans = list(padded_spans(batch.trees, padded[0].shape[1]))
     starts = torch.tensor([start for start, _ in spans], device=backbone.device)
     ends = torch.tensor([end for _, end in spans], device=backbone.device)
     parts = []
@@ -371,7 +303,7 @@ def _latents(backbone: Backbone, recipe: Recipe, batch: _Batch) -> NDArray[np.fl
     return np.ascontiguousarray(torch.cat(parts, 1).cpu().numpy(), dtype=np.float32)
 
 
-def _check_finite(batch: _Batch, latents: NDArray[np.float32], recipe: Recipe) -> None:
+def _check_finite(batch: Batch, latents: NDArray[np.float32], recipe: Recipe) -> None:
     bad = int((~np.isfinite(latents)).any(axis=1).sum())
     if bad:
         raise InputError(
@@ -389,28 +321,10 @@ def _span_means(states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     return torch.stack([states[a:b].sum(0) / max(1, b - a) for a, b in spans])
 
 
-def _packed_spans(trees: list[Tree]) -> Iterator[tuple[int, int]]:
-    at = 0
-    for prompt, responses in trees:
-        for part in (prompt, *responses):
-            yield at, at + len(part)
-            at += len(part)
-
-
-def _padded_spans(trees: list[Tree], longest: int) -> Iterator[tuple[int, int]]:
-    row = 0
-    for prompt, responses in trees:
-        yield row * longest, row * longest + len(prompt)
-        for response in responses:
-            start = row * longest + len(prompt)
-            yield start, start + len(response)
-            row += 1
-
-
 def _expected_tokens(tokens: list[Tokens], store: LatentStore, done: int, scale: float) -> int:
     """Tokens the whole run will put through the model, guessed from those seen so far."""
     unique = {item.key: item for item in tokens}
-    missing = [item for item, have in zip(unique.values(), store.has(_stack(unique)), strict=True) if not have]
+    missing = [item for item, have in zip(unique.values(), store.has(stack_keys(unique)), strict=True) if not have]
     prompts = {item.prompt_key: len(item.prompt) for item in missing}
     return int((done + sum(len(item.response) for item in missing) + sum(prompts.values())) * scale)
 
@@ -418,8 +332,3 @@ def _expected_tokens(tokens: list[Tokens], store: LatentStore, done: int, scale:
 def _column(pairs: Dataset, name: str) -> NDArray[Any]:
     values = pairs[name]
     return np.array(list(values), dtype=np.float64 if name == "margin" else object)
-
-
-def _stack(keys: Iterable[bytes]) -> Keys:
-    joined = b"".join(keys)
-    return np.frombuffer(joined, np.uint8).reshape(-1, 16)

@@ -21,6 +21,7 @@ from penchant.backbone import Backbone
 from penchant.chat import Tokens
 from penchant.encode import Cost, LatentStore, MemoryStore, encode, encode_pairs, encode_texts, tokenize_pairs
 from penchant.errors import InputError
+from penchant.packing import stack_keys
 from penchant.pairs import load_pairs
 from penchant.store import Store
 from tests import tiny
@@ -82,7 +83,7 @@ def tokens_of(backbone: Backbone, data: datasets.Dataset) -> list[Tokens]:
 
 
 def all_keys(tokens: list[Tokens]) -> Any:
-    return encode_module._stack([key for item in tokens for key in (item.key, item.prompt_key)])
+    return stack_keys([key for item in tokens for key in (item.key, item.prompt_key)])
 
 
 def latents(backbone: Backbone, tokens: list[Tokens], store: LatentStore | None = None, budget: int = BUDGET) -> Any:
@@ -419,7 +420,7 @@ def test_embedded_llm_on_real_pairs(smol: Backbone, shared_data: Path) -> None:
     recipe = smol.recipe(("7:mean", "20:last", "20:mean"))
     store = MemoryStore()
     encode(smol, recipe, tokens, store, token_budget=400)
-    made = store.read(encode_module._stack(item.key for item in tokens))
+    made = store.read(stack_keys(item.key for item in tokens))
     for item, latent in zip(tokens, made, strict=True):
         row = torch.from_numpy(np.concatenate([item.prompt, item.response])).long()
         seven, twenty = (state[0, len(item.prompt) :] for state in smol.run_padded([row], (7, 20)))
