@@ -301,7 +301,28 @@ def test_longer_text_counts_characters_and_ties():
     test = Dataset.from_list([{"prompt": f"p{i}", "chosen": c, "rejected": r} for i, (c, r) in enumerate(rows)])
     intervals, correct = baselines(None, test, draws=50)
     assert correct["longer text"].tolist() == [1, 0, 0.5]
-    assert "n-gram + length" not in intervals
+    assert intervals["longer text"].value == 0.5
+
+
+def test_ngrams_without_training_pairs_are_judged_on_prompts_they_have_not_seen(rng, monkeypatch):
+    intervals, _ = baselines(None, planted(rng, 120), draws=50)
+    assert intervals["n-gram + length"].value > 0.65
+    seen = []
+    fit, score = NgramLength.fit, NgramLength.score
+    monkeypatch.setattr(NgramLength, "fit", lambda self, pairs: seen.append(set(pairs["prompt"])) or fit(self, pairs))
+    monkeypatch.setattr(
+        NgramLength, "score", lambda self, responses: seen.append(set(responses)) or score(self, responses)
+    )
+    test = planted(rng, 40)
+    prompt_of = {text: row["prompt"] for row in test for text in (row["chosen"], row["rejected"])}
+    baselines(None, test, draws=20)
+    fitted = None
+    for each in seen:
+        if each <= set(test["prompt"]):
+            fitted = each
+        else:
+            assert not {prompt_of[text] for text in each} & fitted
+    assert sum(each <= set(test["prompt"]) for each in seen) == 5
 
 
 # Learning curve

@@ -47,7 +47,7 @@ def encode(
     store = open_store(cache, recipe)
     cost = fill(backbone, recipe, pairs, store, token_budget=token_budget)[1].to_dict()
     print(
-        f"{cost['encoded_sequences']:,} sequences encoded, {cost['cached_sequences']:,} were cached;"
+        f"{cost['encoded_sequences']:,} sequences encoded, {cost['cached_sequences']:,} were cached or repeats;"
         f" {cost['unique_tokens']:,} tokens in {cost['encode_seconds']:.0f} s"
         f" ({cost['tokens_per_second']:,.0f} tokens/s); {cost['truncated']:,} cut at the start"
     )

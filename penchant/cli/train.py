@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 from penchant.backbone import DEFAULT, Backbone
 from penchant.encode import TOKEN_BUDGET
+from penchant.errors import InputError
 from penchant.heads import AutoHead, Head, LinearHead, MLPHead
 from penchant.pairs import load_pairs, split_by_prompt
 from penchant.runs import Run, summary, train_run
@@ -89,12 +91,13 @@ def train(
 
 def make_head(kind: str, margin: bool, label_smoothing: float, seed: int) -> Head:
     """An unfitted head."""
-    if kind == "linear":
-        return LinearHead(margin=margin, label_smoothing=label_smoothing, random_state=seed)
-    made: dict[str, Any] = {"auto": AutoHead, "mlp": MLPHead}
-    if margin or label_smoothing:
-        from penchant.errors import InputError
-
+    if kind != "linear" and (margin or label_smoothing):
         raise InputError("margin and label_smoothing belong to the linear head; add --head linear.")
-    head: Head = made[kind](random_state=seed)
+    makers: dict[str, Callable[[], Head]] = {
+        "auto": lambda: AutoHead(random_state=seed),
+        "linear": lambda: LinearHead(margin=margin, label_smoothing=label_smoothing, random_state=seed),
+        "mlp": lambda: MLPHead(random_state=seed),
+    }
+    head = makers[kind]()
+    head.check_arguments()  # before the LLM runs
     return head

@@ -11,6 +11,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import MaxAbsScaler
 
 from penchant.evaluate.accuracy import DRAWS, Interval, accuracy_interval, correctness
+from penchant.heads.base import prompt_folds
 from penchant.latents import Array
 from penchant.pairs import prompt_groups, to_text
 
@@ -102,14 +103,24 @@ def baselines(
 ) -> tuple[dict[str, Interval], dict[str, Array]]:
     """Accuracy with its interval, and correctness [n] by pair, of each baseline on the test pairs.
 
-    "n-gram + length" learns from the training pairs, so it is there only where they are known.
+    "n-gram + length" learns from the training pairs. Where they are not known it is cross-validated on the test pairs,
+    with whole prompts held out: what so simple a model finds in these very pairs.
     """
     correct = {"chance": np.full(len(test), 0.5), "longer text": longer_text(test)}
     if train is not None:
-        sample = train.shuffle(seed=seed).select(range(MOST_PAIRS)) if len(train) > MOST_PAIRS else train
-        model = NgramLength(seed).fit(sample)
-        correct["n-gram + length"] = correctness(
-            model.score(texts(test, "chosen")), model.score(texts(test, "rejected"))
-        )
+        correct["n-gram + length"] = _ngram_correctness(train, test, seed)
+    else:
+        fold = prompt_folds(prompt_groups(test), FOLDS, seed)
+        held_out = np.full(len(test), 0.5)
+        for k in range(fold.max() + 1 if fold.max() > 0 else 0):
+            inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+            held_out[inside] = _ngram_correctness(test.select(outside), test.select(inside), seed)
+        correct["n-gram + length"] = held_out
     groups = prompt_groups(test)
     return {name: accuracy_interval(c, groups, draws, seed) for name, c in correct.items()}, correct
+
+
+def _ngram_correctness(train: Dataset, test: Dataset, seed: int) -> Array:
+    sample = train.shuffle(seed=seed).select(range(MOST_PAIRS)) if len(train) > MOST_PAIRS else train
+    model = NgramLength(seed).fit(sample)
+    return correctness(model.score(texts(test, "chosen")), model.score(texts(test, "rejected")))

@@ -38,6 +38,10 @@ class Head(ABC):
         cls.name = name
         HEADS[name] = cls
 
+    def check_arguments(self) -> None:
+        """Raise InputError for arguments out of range; `fit` does, and whoever has long work to do before it."""
+        return
+
     @abstractmethod
     def fit(self, pairs: LatentPairs) -> Self:
         """Learn from n pairs of latents [n, d]."""

@@ -182,7 +182,7 @@ class LinearHead(Head, name="linear"):
 
     def fit(self, pairs: LatentPairs) -> Self:
         """Raises InputError for fewer than 2 pairs, NaN or inf, only equal latents, or arguments out of range."""
-        self._check_arguments()
+        self.check_arguments()
         check_pairs(pairs)
         loss = BradleyTerryLoss(self._margins(pairs), self.label_smoothing)
         difference = pairs.chosen.astype(np.float64) - pairs.rejected
@@ -232,7 +232,7 @@ class LinearHead(Head, name="linear"):
             raise InputError(f"the margin of pair {row} is {margin[row]}; give 0 or more, or NaN where it is unknown")
         return margin[:, None]
 
-    def _check_arguments(self) -> None:
+    def check_arguments(self) -> None:
         for strength in self.strengths if self.strength is None else (self.strength,):
             if not 0 < strength < np.inf:
                 raise InputError(f"strength is {strength}; give a finite number above 0")

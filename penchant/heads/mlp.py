@@ -38,6 +38,7 @@ class MLPHead(Head, name="mlp"):
     Attributes:
         hidden_weight_ [hidden, d], hidden_bias_ [hidden], output_weight_ [hidden], center_ [d], scale_ [d]: float32.
         validation_accuracy_: held-out accuracy at the kept epoch, None with one prompt only.
+        cv_margins_: score differences [m] of the held-out part at that epoch, or None; not saved.
         epochs_: the kept epoch, counted from 1.
     """
 
@@ -49,6 +50,7 @@ class MLPHead(Head, name="mlp"):
     output_weight_: Array
     center_: Array
     scale_: Array
+    cv_margins_: Array | None
     validation_accuracy_: float | None
     epochs_: int
 
@@ -74,7 +76,7 @@ class MLPHead(Head, name="mlp"):
 
     def fit(self, pairs: LatentPairs) -> Self:
         """Raises InputError for fewer than 2 pairs, NaN or inf, only equal latents, or arguments out of range."""
-        self._check_arguments()
+        self.check_arguments()
         check_pairs(pairs)
         both = np.concatenate([pairs.chosen, pairs.rejected]).astype(np.float64)
         deviation = both.std(axis=0)
@@ -86,6 +88,7 @@ class MLPHead(Head, name="mlp"):
         sides = torch.from_numpy(np.stack([self._standardise(pairs.chosen), self._standardise(pairs.rejected)]))
         weights, self.epochs_, margins = self._train(sides[:, ~held_out], sides[:, held_out])
         self.hidden_weight_, self.hidden_bias_, self.output_weight_ = (w.numpy() for w in weights)
+        self.cv_margins_ = margins.numpy() if held_out.any() else None
         self.validation_accuracy_ = pair_accuracy(margins.numpy()) if held_out.any() else None
         return self
 
@@ -141,7 +144,7 @@ class MLPHead(Head, name="mlp"):
                 break
         return best, best_epoch, best_margins
 
-    def _check_arguments(self) -> None:
+    def check_arguments(self) -> None:
         for name in ("hidden", "batch_size", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
