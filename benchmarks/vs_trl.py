@@ -26,14 +26,12 @@ import gzip
 import hashlib
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,7 +64,6 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "vs_trl", help="where finished contestants are kept"
     )
-    parser.add_argument("--out", type=Path, help="by default benchmarks/results/vs_trl.json; not written by --quick")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)  # the settings of one, when this file starts itself
     args = parser.parse_args()
     if args.contestant:
@@ -97,12 +94,10 @@ def main() -> None:
     }
     summary, table = compare(results, test)
     print("\n".join(table))
-    out = args.out or (None if args.quick else ROOT / "benchmarks" / "results" / "vs_trl.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        run_facts = {"date": date.today().isoformat(), "seeds": args.seeds, "train": told(train), "test": told(test)}
-        out.write_text(json.dumps({**summary, **run_facts, **machine(), "runs": results}, indent=1) + "\n")
-    print(json.dumps(summary))
+    from common import finish  # heavy, so only now
+
+    details = {"train": told(train), "test": told(test), "threads": args.threads}
+    finish("vs_trl", summary, full=not args.quick, details=details, seeds=args.seeds)
 
 
 def read_pairs(path: Path, count: int | None) -> list[Row]:
@@ -123,15 +118,6 @@ def told(rows: list[Row]) -> str:
         if harmless == len(rows)
         else f"{harmless} harmless and {len(rows) - harmless} helpful pairs"
     )
-
-
-def machine() -> dict[str, Any]:
-    packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "scikit-learn", "penchant")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-    }
 
 
 # ---- running the contestants ----------------------------------------------------------------------------------------
