@@ -181,7 +181,7 @@ def summary(metrics: dict[str, Any]) -> str:
     if cost.get("unique_tokens"):
         lines.append(
             f"encoded {cost['unique_tokens']:,} tokens in {cost['encode_seconds']:.0f} s"
-            f" ({cost['tokens_per_second']:,.0f} tokens/s); {cost['cached_sequences']:,} sequences were cached or repeats"
+            f" ({cost['tokens_per_second']:,.0f} tokens/s); {cost['cached_sequences']:,} sequences cached or repeated"
         )
     else:
         lines.append(f"all {cost['cached_sequences']:,} sequences were cached, no LLM pass was needed")
