@@ -79,6 +79,8 @@ class Backbone:
         # A copy of another backbone's model may come with the packed attention switched on.
         found = self.config._attn_implementation
         self._plain_attention = found if found != TREE_ATTENTION else "sdpa"
+        if getattr(self.config, "attn_logit_softcapping", None):
+            self._plain_attention = "eager"  # some versions of transformers let sdpa drop the cap without a word
         self.packed = self._packing_is_exact()
 
     @classmethod

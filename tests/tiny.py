@@ -154,6 +154,8 @@ def backbone(family: str = "llama", tok: Any = None, max_length: int = 256) -> B
 @torch.no_grad()
 def plain_states(plain: Any, ids: Any) -> list[Tensor]:
     """States [t, width] of one sequence run alone by transformers itself, by layer; number 0 is the embeddings."""
+    if getattr(plain.config, "attn_logit_softcapping", None):
+        plain.config._attn_implementation = "eager"  # with sdpa some versions of transformers drop the cap
     asked = torch.as_tensor(np.asarray(ids), dtype=torch.long)[None]
     found = plain(input_ids=asked, output_hidden_states=True, use_cache=False).hidden_states
     states = [state[0] for state in found]

@@ -47,7 +47,7 @@ class Candidate:
         return np.logaddexp(0, -self.margins)
 
 
-class AutoHead(Head, name="auto"):
+class AutoHead(Head, kind="auto"):
     """A linear head on all views, unless another candidate is clearly better in prompt-grouped cross-validation.
 
     Candidates are a linear head on each of `candidate_views`, each with its own best strength, and from 500 pairs on

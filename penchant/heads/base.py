@@ -25,7 +25,7 @@ HEADS: dict[str, type[Head]] = {}
 class Head(ABC):
     """Scores latents; higher is better, and only differences within one prompt mean anything.
 
-    A subclass names itself (`class LinearHead(Head, name="linear")`), keeps its constructor's arguments under their
+    A subclass names itself (`class LinearHead(Head, kind="linear")`), keeps its constructor's arguments under their
     own names, and lists what `fit` learns: `tensors` (saved in model.safetensors) and `facts` (saved in config.json).
     """
 
@@ -33,10 +33,10 @@ class Head(ABC):
     tensors: ClassVar[tuple[str, ...]]
     facts: ClassVar[tuple[str, ...]]
 
-    def __init_subclass__(cls, name: str, **kwargs: Any) -> None:
+    def __init_subclass__(cls, kind: str, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.name = name
-        HEADS[name] = cls
+        cls.name = kind
+        HEADS[kind] = cls
 
     def check_arguments(self) -> None:
         """Raise InputError for arguments out of range; `fit` does, and whoever has long work to do before it."""

@@ -134,7 +134,7 @@ def _conjugate_gradients(
     return x
 
 
-class LinearHead(Head, name="linear"):
+class LinearHead(Head, kind="linear"):
     """score(x) = w . x, with w minimising sum_i l(w . (chosen_i - rejected_i)) + strength / 2 |scale * w|^2.
 
     l is the Bradley-Terry loss (`BradleyTerryLoss`) and scale [d] (`column_scale`) makes strength mean the same for

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class MLPHead(Head, name="mlp"):
+class MLPHead(Head, kind="mlp"):
     """score(x) = out . gelu(W z + b) with z = (x - center) / scale; loss mean_i -log sigmoid(score+ - score-).
 
     One part in five of the prompts is held out; training stops when its loss has not fallen for `patience` epochs and
