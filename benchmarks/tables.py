@@ -75,7 +75,10 @@ def vs_trl(record: dict[str, Any]) -> str:
         accuracy = f"{100 * figures[f'{key}_acc']:.1f}"
         costs = [f"{figures[f'{key}_{cost}']:,.0f}" for cost in ("seconds", "cpu_seconds", "peak_mb")]
         rows.append([name, accuracy, *costs, delta])
-    return f"{markdown(rows)}\n\n{made(record)}"
+    details = record["details"]
+    about = f"{details['train']}, tested on {details['test']}; one epoch; {details['threads']}"
+    about += " thread each on a machine shared with other work, so compare CPU seconds rather than seconds."
+    return f"{markdown(rows)}\n\nTrained on {about} {made(record)}"
 
 
 TABLES = {"reward_accuracy": reward_accuracy, "encode": encode, "vs_trl": vs_trl}
