@@ -11,8 +11,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
-from penchant.runs import versions
-
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("PENCHANT_DATA") or HERE.parent.parent / "shared" / "data")
 RESULTS = HERE / "results"
@@ -43,6 +41,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def finish(name: str, figures: dict[str, Any], *, full: bool, details: Any = None, seeds: Sequence[int] = (0,)) -> None:
     """Print the closing line of JSON; a full run is kept in benchmarks/results/NAME.json as well."""
     if full:
+        from penchant.runs import versions  # heavy; a process that starts contestants must stay small before
+
         record = {
             "benchmark": name,
             "date": date.today().isoformat(),

@@ -36,6 +36,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import data_file, finish
+
 # Nothing heavy is imported up here: a child's peak memory is at least that of the process that started it.
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,19 +75,12 @@ def main() -> None:
     if unknown := set(methods) - set(METHODS):
         parser.error(f"--methods knows {', '.join(METHODS)}, not {', '.join(sorted(unknown))}")
 
-    data = Path(os.environ.get("PENCHANT_DATA", ROOT.parent / "shared" / "data")) / "hh"
-    if not (data / "train.jsonl.gz").is_file() or not (data / "test.jsonl.gz").is_file():
-        print(
-            "The preference pairs hh/train.jsonl.gz and hh/test.jsonl.gz are not there; set PENCHANT_DATA to skip this."
-        )
-        print(json.dumps({"skipped": "no hh preference pairs"}))
-        return
-
+    train_file, test_file = data_file("hh/train"), data_file("hh/test")
     pairs, test_pairs = (60, 60) if args.quick else (args.pairs, args.test_pairs)
-    train, test = read_pairs(data / "train.jsonl.gz", pairs), read_pairs(data / "test.jsonl.gz", test_pairs)
+    train, test = read_pairs(train_file, pairs), read_pairs(test_file, test_pairs)
     print(f"train on {told(train)}; test on {told(test)}", file=sys.stderr)
     args.work.mkdir(parents=True, exist_ok=True)
-    common = {"train": str(data / "train.jsonl.gz"), "pairs": pairs, "test": str(data / "test.jsonl.gz")}
+    common = {"train": str(train_file), "pairs": pairs, "test": str(test_file)}
     common |= {"test_pairs": test_pairs, "work": str(args.work.resolve()), "max_steps": 3 if args.quick else -1}
     common |= {"micro_batch": args.micro_batch, "threads": args.threads}
     results: dict[str, list[Result]] = {
@@ -94,8 +89,6 @@ def main() -> None:
     }
     summary, table = compare(results, test)
     print("\n".join(table))
-    from common import finish  # heavy, so only now
-
     details = {"train": told(train), "test": told(test), "threads": args.threads}
     finish("vs_trl", summary, full=not args.quick, details=details, seeds=args.seeds)
 

@@ -64,6 +64,14 @@ class Recipe:
         starts = [self.views.index(view) * self.width for view in views]
         return np.concatenate([np.arange(s, s + self.width) for s in starts])
 
+    def differences(self, other: Recipe) -> list[str]:
+        """Names of the fields that keep two recipes' latents apart, whichever views they have.
+
+        `model` is not one: the same weights may lie in another folder, and their digest is what counts.
+        """
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [name for name in mine if name not in ("model", "views") and mine[name] != theirs[name]]
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "views": list(self.views)}
 

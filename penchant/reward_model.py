@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,12 +130,11 @@ class RewardModel:
         return self._backbone
 
     def _check(self, backbone: Backbone) -> None:
-        theirs = backbone.recipe(self.recipe.views).to_dict()
-        mine = self.recipe.to_dict()
-        # The same weights may lie in another folder here; their digest is what counts.
-        different = [name for name in mine if name != "model" and mine[name] != theirs[name]]
-        if different:
-            told = "; ".join(f"{name} {mine[name]} there, {theirs[name]} here" for name in different)
+        here = backbone.recipe(self.recipe.views)
+        if different := self.recipe.differences(here):
+            told = "; ".join(
+                f"{name} {getattr(self.recipe, name)} there, {getattr(here, name)} here" for name in different
+            )
             raise RecipeMismatch(f"this reward model was trained with another backbone or chat format: {told}.")
 
     def score(
@@ -181,7 +181,7 @@ class RewardModel:
 
     def score_latents(self, latents: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
         """Scores [n] of latents [n, recipe.dim]; RecipeMismatch if they were not made as this model's were."""
-        if {**recipe.to_dict(), "views": 0, "model": 0} != {**self.recipe.to_dict(), "views": 0, "model": 0}:
+        if self.recipe.differences(recipe):
             raise RecipeMismatch(f"the latents were made as {recipe}, this reward model needs {self.recipe}.")
         return self.head.score(latents[:, recipe.columns(self.recipe.views)])
 
@@ -231,8 +231,6 @@ class RewardModel:
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload to the hub (private unless told otherwise) and return the address of the commit."""
-        import tempfile
-
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:

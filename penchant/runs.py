@@ -100,10 +100,15 @@ def train_run(
     seed: int = 0,
     show_progress: bool = True,
 ) -> tuple[RewardModel, dict[str, Any]]:
-    """Train on one set of pairs, evaluate on another; returns the model and its metrics."""
+    """Train on one set of pairs, evaluate on another; returns the model and its metrics.
+
+    The backbone is cut above the highest layer of `views`.
+    """
     views = views or backbone.default_views()
-    store = open_store(cache, backbone.recipe(views))
+    recipe = backbone.recipe(views)
     golden = gold_of(test, gold)
+    backbone.cut(max(recipe.layers))
+    store = open_store(cache, recipe)
 
     def encoded(pairs: Dataset, label: str) -> LatentPairs:
         return encode_pairs(

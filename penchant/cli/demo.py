@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from penchant.backbone import DEFAULT, Backbone
+from penchant.encode import LatentStore
 from penchant.evaluate import best_of_n
 from penchant.pairs import load_pairs
 from penchant.reward_model import RewardModel
 from penchant.runs import Run, summary, train_run
+from penchant.store_views import open_store
 
 DATA = Path(str(files("penchant") / "data"))
 
@@ -34,21 +36,19 @@ def demo(*, out: str = "runs/demo", cache: str | None = None, model: str = DEFAU
     print(f"loading {model} ...", flush=True)
     backbone = Backbone.load(model)
     print(f"running in {str(backbone.dtype).removeprefix('torch.')}: {backbone.dtype_reason}", flush=True)
-    backbone.cut(max(backbone.recipe(backbone.default_views()).layers))
     names = ("the demo pairs (simulated annotators)", "demo pairs of held-out prompts")
     rm, metrics = train_run(train, test, names, backbone, cache=cache)
-    metrics["best_of_n"] = demo_best_of_n(rm)
+    best = metrics["best_of_n"] = demo_best_of_n(rm, open_store(cache, rm.recipe))
     rm.save_pretrained(run.folder / "model")
     report = run.finish({"title": "Penchant demo", **metrics})
     print(summary(metrics))
-    most = -1
-    picked, random = metrics["best_of_n"]["picked"][most]["value"], metrics["best_of_n"]["random"][most]
-    print(f"best of {metrics['best_of_n']['n'][most]}: mean gold {picked:+.2f} (a random answer {random:+.2f})")
+    picked, random = best["picked"][-1]["value"], best["random"][-1]
+    print(f"best of {best['n'][-1]}: mean gold {picked:+.2f} (a random answer {random:+.2f})")
     print(f"total {metrics['cost']['total_seconds']:.0f} s")
     print(f"model:  {run.folder / 'model'}\nreport: {report}")
 
 
-def demo_best_of_n(rm: RewardModel) -> dict[str, Any]:
+def demo_best_of_n(rm: RewardModel, store: LatentStore) -> dict[str, Any]:
     """Best-of-n over all answers to the held-out prompts, against the mean of the three annotators' gold scores."""
     with gzip.open(DATA / "demo_candidates.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [row for row in map(json.loads, file) if row["split"] == "test"]
@@ -56,6 +56,6 @@ def demo_best_of_n(rm: RewardModel) -> dict[str, Any]:
     responses = [response for row in rows for response in row["responses"]]
     gold = np.concatenate([np.mean(list(row["gold"].values()), axis=0) for row in rows])
     group = np.repeat(np.arange(len(rows)), [len(row["responses"]) for row in rows])
-    found = best_of_n(rm.score(prompts, responses), gold, group, "mean gold of three annotators")
+    found = best_of_n(rm.score(prompts, responses, store=store), gold, group, "mean gold of three annotators")
     assert found is not None  # every demo prompt has several answers
     return found
