@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from penchant.backbone import Backbone
 from penchant.chat import Text, Tokens
 from penchant.errors import InputError
-from penchant.latents import LatentPairs, Recipe
+from penchant.latents import PROMPT, LatentPairs, Recipe
 from penchant.packing import Batch, Keys, pack, packed_spans, padded_spans, stack_keys
 from penchant.pairs import prompt_groups
 
@@ -146,13 +146,13 @@ def encode_pairs(
     recipe = backbone.recipe(views)
     store = store if store is not None else MemoryStore()
     keys, cost = fill(
-        backbone, recipe, pairs, store, token_budget=token_budget, show_progress=show_progress, label=label
+        backbone, recipe.stored, pairs, store, token_budget=token_budget, show_progress=show_progress, label=label
     )
     optional = {name: _column(pairs, name) for name in ("margin", "user_id", "source") if name in pairs.column_names}
     return LatentPairs(
-        chosen=store.read(keys["chosen"]),
-        rejected=store.read(keys["rejected"]),
-        prompt=store.read(keys["prompt"]),
+        chosen=_read(store, recipe, keys["chosen"], keys["prompt"]),
+        rejected=_read(store, recipe, keys["rejected"], keys["prompt"]),
+        prompt=_read(store, recipe, keys["prompt"], keys["prompt"]),
         recipe=recipe,
         group=prompt_groups(pairs),
         meta=cost.to_dict(),
@@ -219,8 +219,22 @@ def encode_texts(
     recipe = backbone.recipe(views)
     if not tokens:
         return np.zeros((0, recipe.dim), np.float32)
-    encode(backbone, recipe, tokens, store, token_budget=token_budget)
-    return store.read(stack_keys(item.key for item in tokens))
+    encode(backbone, recipe.stored, tokens, store, token_budget=token_budget)
+    keys = (stack_keys(getattr(item, name) for item in tokens) for name in ("key", "prompt_key"))
+    return _read(store, recipe, *keys)
+
+
+def _read(store: LatentStore, recipe: Recipe, keys: Keys, prompt_keys: Keys) -> NDArray[np.float32]:
+    """Latents [n, recipe.dim]: each row's own views, and its prompt's mean for the views "L:prompt"."""
+    latents = store.read(keys)
+    if recipe == recipe.stored:
+        return latents
+    prompts, kept = store.read(prompt_keys), recipe.stored
+    parts = [
+        (prompts if view in recipe.prompt_views else latents)[:, kept.columns((view.replace(f":{PROMPT}", ":mean"),))]
+        for view in recipe.views
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def _known(batch: Batch, store: LatentStore) -> NDArray[np.bool_]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.errors import RecipeMismatch
+from penchant.errors import InputError, RecipeMismatch
 
 Array = NDArray[Any]
 POOLINGS = ("last", "mean")
+PROMPT = "prompt"
+"""The pooling of a view that is the prompt's own mean: the same for every response to it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Recipe:
 
     A view is "LAYER:POOLING", for example "20:mean". Layer L is the output of the L-th decoder layer
     (transformers' `hidden_states[L]`); the last layer is taken after the final norm. Pooling "last" is the last
-    token, "mean" the mean over the response's tokens (over the prompt's tokens for a prompt's own latent).
+    token, "mean" the mean over the response's tokens (over the prompt's tokens for a prompt's own latent), "prompt"
+    the mean over the prompt's tokens, for heads whose taste may depend on what was asked.
     """
 
     model: str
@@ -55,6 +59,22 @@ class Recipe:
     def layers(self) -> tuple[int, ...]:
         """The distinct layers that the views need, ascending."""
         return tuple(sorted({int(view.split(":")[0]) for view in self.views}))
+
+    @property
+    def stored(self) -> Recipe:
+        """The recipe of what lies in a store: a view "L:prompt" is the prompt's own "L:mean", kept once a prompt."""
+        kept = [view.replace(f":{PROMPT}", ":mean") for view in self.views]
+        return replace(self, views=tuple(dict.fromkeys(kept)))
+
+    @property
+    def response_views(self) -> tuple[str, ...]:
+        """The views that differ between two responses to one prompt."""
+        return tuple(view for view in self.views if not view.endswith(f":{PROMPT}"))
+
+    @property
+    def prompt_views(self) -> tuple[str, ...]:
+        """The views that do not."""
+        return tuple(view for view in self.views if view.endswith(f":{PROMPT}"))
 
     def columns(self, views: tuple[str, ...]) -> Array:
         """Column indices [width * len(views)] of `views` inside a latent of this recipe."""
@@ -106,8 +126,28 @@ class LatentPairs:
     def __len__(self) -> int:
         return len(self.group)
 
-    def take(self, index: Array) -> LatentPairs:
-        """The pairs at `index` (ints or a mask), in that order."""
+    @staticmethod
+    def concatenate(parts: Sequence[LatentPairs]) -> LatentPairs:
+        """All pairs of the parts in order, with the first part's meta.
+
+        Raises RecipeMismatch if their recipes differ, InputError if there is no part or only some know a column.
+        """
+        if not parts:
+            raise InputError("there are no pairs to concatenate; give at least one part")
+        first = parts[0]
+        if any(part.recipe != first.recipe for part in parts):
+            raise RecipeMismatch("pairs of different recipes cannot be concatenated; encode them with one recipe")
+        columns: dict[str, Any] = {}
+        for name in (f.name for f in fields(first) if f.name not in ("recipe", "meta")):
+            values = [getattr(part, name) for part in parts]
+            known = [value for value in values if value is not None]
+            if known and len(known) < len(values):
+                raise InputError(f"only some of the parts have {name}; give it to all of them or to none")
+            columns[name] = np.concatenate(known) if known else None
+        return replace(first, **columns)
+
+    def take(self, index: Array | slice) -> LatentPairs:
+        """The pairs at `index` (ints, a mask, or a slice, which copies nothing), in that order."""
         per_pair = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("recipe", "meta")}
         return replace(self, **{name: value[index] for name, value in per_pair.items() if value is not None})
 

@@ -53,7 +53,8 @@ class ViewStore:
 
 
 def open_store(cache: str | Path | None, recipe: Recipe) -> Store | ViewStore:
-    """The latents of this recipe in the cache (by default `default_root()`), wider recipes' included."""
+    """What the cache (by default `default_root()`) keeps for this recipe: `recipe.stored`, wider recipes' included."""
+    recipe = recipe.stored
     root = Path(cache) if cache else default_root()
     own = Store(root, recipe)
     wider = [

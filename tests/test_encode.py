@@ -24,6 +24,7 @@ from penchant.errors import InputError
 from penchant.packing import stack_keys
 from penchant.pairs import load_pairs
 from penchant.store import Store
+from penchant.store_views import open_store
 from tests import tiny
 from tests.store_batches import same, shards
 from tests.tiny import BUDGET, VIEWS
@@ -427,3 +428,21 @@ def test_embedded_llm_on_real_pairs(smol: Backbone, shared_data: Path) -> None:
         expected = torch.cat([seven.mean(0), twenty[-1], twenty.mean(0)]).numpy()
         for part, other in zip(latent.reshape(3, -1), expected.reshape(3, -1), strict=True):
             assert np.linalg.norm(part - other) < 1e-4 * np.linalg.norm(other)
+
+
+def test_a_prompt_view_is_the_prompts_own_mean_beside_each_response(tmp_path: Path, llama: Backbone) -> None:
+    data = tiny.pairs(8)
+    views = ("2:last", "2:prompt", "1:mean")
+    store = open_store(tmp_path, llama.recipe(views))
+    made = encode_pairs(llama, data, views, store, show_progress=False)
+    plain = encode_pairs(llama, data, ("2:last", "2:mean", "1:mean"), show_progress=False)
+    mean = plain.select(("2:mean",)).prompt
+    for side in ("chosen", "rejected", "prompt"):
+        assert same(getattr(made.select(("2:prompt",)), side), mean)
+    for view in ("2:last", "1:mean"):
+        assert same(made.select((view,)).chosen, plain.select((view,)).chosen)
+    assert same(encode_texts(llama, data["prompt"][:], data["chosen"][:], views, store), made.chosen)
+    # The prompt's mean is kept once, under a recipe that needs no view of the prompt.
+    narrow = ("2:last", "2:mean", "1:mean")
+    again = encode_pairs(llama, data, narrow, open_store(tmp_path, llama.recipe(narrow)), show_progress=False)
+    assert again.meta["encoded_sequences"] == 0

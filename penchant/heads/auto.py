@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from penchant.heads.base import HEADS, Head, check_latents, check_pairs, pair_accuracy, prompt_folds
+from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
 from penchant.heads.mlp import MLPHead
 from penchant.latents import LatentPairs, Recipe
@@ -21,6 +22,8 @@ CLEARLY = 1.5
 """Standard errors of the mean loss difference by which a candidate must beat the linear head on all views."""
 MLP_FROM = 500
 """Training pairs in every fold from which the MLP is worth its time; below, it loses to a linear head."""
+CONTEXT_TO = 2500
+"""Pairs up to which a context head takes seconds; its time grows with their cube."""
 
 
 def candidate_views(views: Views) -> list[Views]:
@@ -50,8 +53,9 @@ class Candidate:
 class AutoHead(Head, kind="auto"):
     """A linear head on all views, unless another candidate is clearly better in prompt-grouped cross-validation.
 
-    Candidates are a linear head on each of `candidate_views`, each with its own best strength, and from 500 pairs on
-    an MLP on the best single view. The one with the lowest out-of-fold loss is taken if it beats the linear head on
+    Candidates are a linear head on each of `candidate_views`, each with its own best strength; where there is a view of
+    the prompt and there are at most 2,500 pairs, a context head on the responses' means; and from 500 pairs on an MLP
+    on the best single view. The one with the lowest out-of-fold loss is taken if it beats the linear head on
     all views by 1.5 standard errors (paired over pairs). Taking the lowest loss outright follows noise at a few
     hundred pairs, and all views together are never far from the best view.
 
@@ -70,6 +74,7 @@ class AutoHead(Head, kind="auto"):
 
     tensors = ("head_",)
     facts = ("views_", "recipe_", "tried_", "cv_accuracy_")
+    takes_unlabelled = True
 
     views_: Views
     head_: Head
@@ -82,8 +87,11 @@ class AutoHead(Head, kind="auto"):
         self.folds = folds
         self.random_state = random_state
 
-    def fit(self, pairs: LatentPairs) -> Self:
-        """Raises InputError for fewer than 2 pairs, NaN or inf, or only equal latents."""
+    def fit(self, pairs: LatentPairs, unlabelled: Array | None = None) -> Self:
+        """Learn from n pairs; `unlabelled` latents [m, d] serve the context head.
+
+        Raises InputError for fewer than 2 pairs, NaN or inf, or only equal latents.
+        """
         check_pairs(pairs)
         self.recipe_ = pairs.recipe
         fold = prompt_folds(pairs.group, self.folds, self.random_state)
@@ -91,8 +99,18 @@ class AutoHead(Head, kind="auto"):
             self._fit_without_choice(pairs)
             return self
 
-        candidates = [self._linear(pairs, views) for views in candidate_views(pairs.recipe.views)]
+        recipe = pairs.recipe
+        candidates = [
+            self._candidate(LinearHead(folds=self.folds, random_state=self.random_state), pairs, views)
+            for views in candidate_views(recipe.response_views)
+        ]
         default = candidates[-1]
+        means = tuple(view for view in recipe.response_views if view.endswith(":mean"))
+        if recipe.prompt_views and means and len(pairs) <= CONTEXT_TO:
+            views = means + recipe.prompt_views
+            others = None if unlabelled is None else check_latents(unlabelled, recipe.dim)[:, recipe.columns(views)]
+            context = ContextHead(folds=self.folds, random_state=self.random_state)
+            candidates.append(self._candidate(context, pairs, views, others))
         if len(pairs) - np.bincount(fold).max() >= MLP_FROM:
             single = min((c for c in candidates if len(c.views) == 1), key=_mean_loss)
             candidates.append(self._mlp(pairs, single.views, fold))
@@ -132,8 +150,9 @@ class AutoHead(Head, kind="auto"):
     def parameters(self) -> int:
         return self.head_.parameters
 
-    def _linear(self, pairs: LatentPairs, views: Views) -> Candidate:
-        head = LinearHead(folds=self.folds, random_state=self.random_state).fit(pairs.select(views))
+    def _candidate(self, head: LinearHead | ContextHead, pairs: LatentPairs, views: Views, *others: Any) -> Candidate:
+        """The head fitted on these views, with the margins of its own cross-validation."""
+        head.fit(pairs.select(views), *others)
         assert head.cv_margins_ is not None  # there are two prompts or more
         return Candidate(views, head, head.cv_margins_)
 
@@ -146,8 +165,9 @@ class AutoHead(Head, kind="auto"):
         return Candidate(views, MLPHead(random_state=self.random_state), margins)
 
     def _fit_without_choice(self, pairs: LatentPairs) -> None:
-        head = LinearHead(random_state=self.random_state).fit(pairs)  # warns
-        self.views_, self.head_, self.cv_accuracy_, self.cv_margins_ = pairs.recipe.views, head, None, None
+        views = pairs.recipe.response_views
+        head = LinearHead(random_state=self.random_state).fit(pairs.select(views))  # warns
+        self.views_, self.head_, self.cv_accuracy_, self.cv_margins_ = views, head, None, None
         row = {"views": list(self.views_), "head": head.name, "strength": head.strength_}
         self.tried_ = [{**row, "cv_accuracy": None, "cv_loss": None, "chosen": True}]
 

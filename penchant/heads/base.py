@@ -32,6 +32,8 @@ class Head(ABC):
     name: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]]
     facts: ClassVar[tuple[str, ...]]
+    takes_unlabelled: ClassVar[bool] = False
+    """Whether `fit` has a second argument, latents [m, d] of responses that nobody judged."""
 
     def __init_subclass__(cls, kind: str, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
