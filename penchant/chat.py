@@ -101,6 +101,11 @@ class Chat:
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer: EOS, end of turn and the other special tokens."""
+        return frozenset(self._ends)
+
     def encode(
         self, prompts: Sequence[Text], responses: Sequence[Text], rows: Sequence[int] | None = None
     ) -> list[Tokens]:
