@@ -371,6 +371,19 @@ def test_learning_curve_subsets_are_nested_by_seed_and_keep_prompts_together(rng
     assert Recorder.seen[0][1] != Recorder.seen[1][1], "seeds draw different subsets"
 
 
+def test_interval_leaves_out_what_a_seed_did_not_test(rng):
+    correct = (rng.random((3, 60)) < 0.7).astype(float)
+    groups = np.arange(60) // 2
+    split = np.vstack([correct, correct])
+    split[:3, :30] = split[3:, 30:] = np.nan  # six seeds, each of which tested one half
+    whole, halves = (seeds_and_prompts_interval(c, groups) for c in (correct, split))
+    assert halves.value == pytest.approx(whole.value)
+    assert halves.n == whole.n == 60
+    assert halves.high - halves.low > 0.9 * (whole.high - whole.low)
+    split[0, 45] = 1 - split[0, 45]
+    assert seeds_and_prompts_interval(split, groups).value != pytest.approx(halves.value)
+
+
 def test_learning_curve_interval_covers_seeds_and_prompts(rng):
     """With no spread between seeds it is the bootstrap over prompts; spread between seeds widens it."""
     groups = np.repeat(np.arange(100), 2)

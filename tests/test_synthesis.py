@@ -129,7 +129,7 @@ def test_a_view_of_the_prompt_is_left_alone_and_changes_nothing(synthesizer: Syn
     made = clone(synthesizer).fit(both, np.hstack([others, others])).sample(both, 3)
     for side in ("chosen", "rejected"):
         assert np.array_equal(getattr(made, side)[:, :D], np.tile(prompt, (3, 1)))
-        assert np.array_equal(getattr(made, side)[:, D:], getattr(expected, side))
+        assert np.allclose(getattr(made, side)[:, D:], getattr(expected, side), rtol=1e-3, atol=1e-3)
 
 
 @each

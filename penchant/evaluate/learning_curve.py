@@ -27,20 +27,22 @@ def nested_order(groups: Array, seed: int) -> Array:
 
 
 def seeds_and_prompts_interval(correct: Array, groups: Array, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """Mean of correctness [seeds, n] with an interval over both seeds and prompts.
+    """Mean of correctness [seeds, n], NaN where a seed did not test a pair, with an interval over seeds and prompts.
 
     Each draw resamples the seeds and, independently, the test prompts (the pigeonhole bootstrap, Owen 2007), so the
     interval covers both the luck of the training subset and the luck of the test pairs; it errs on the wide side.
     """
-    sums, counts = group_sums(correct, groups)
+    there = np.isfinite(correct)
+    sums, _ = group_sums(np.where(there, correct, 0.0), groups)
+    counts, _ = group_sums(there.astype(np.float64), groups)
     runs = len(correct)
     rng = np.random.default_rng([seed, 1])
     means = []
-    for w in prompt_weights(len(counts), draws, seed):
+    for w in prompt_weights(sums.shape[1], draws, seed):
         picked = rng.multinomial(runs, np.full(runs, 1 / runs), size=len(w))
-        means.append(((picked @ sums) * w).sum(axis=1) / (runs * (w @ counts)))
+        means.append(((picked @ sums) * w).sum(axis=1) / ((picked @ counts) * w).sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(correct.mean()), float(low), float(high), correct.shape[1])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), int(there.any(axis=0).sum()))
 
 
 def learning_curve(
