@@ -19,7 +19,7 @@ Array = NDArray[Any]
 Views = tuple[str, ...]
 
 CLEARLY = 1.5
-"""Standard errors of the mean loss difference by which a candidate must beat the linear head on all views."""
+"""Standard errors of the mean loss difference by which a candidate must beat the default."""
 MLP_FROM = 500
 """Training pairs in every fold from which the MLP is worth its time; below, it loses to a linear head."""
 CONTEXT_TO = 2500
@@ -51,13 +51,13 @@ class Candidate:
 
 
 class AutoHead(Head, kind="auto"):
-    """A linear head on all views, unless another candidate is clearly better in prompt-grouped cross-validation.
+    """A context head, unless another candidate is clearly better in prompt-grouped cross-validation.
 
-    Candidates are a linear head on each of `candidate_views`, each with its own best strength; where there is a view of
-    the prompt and there are at most 2,500 pairs, a context head on the responses' means; and from 500 pairs on an MLP
-    on the best single view. The one with the lowest out-of-fold loss is taken if it beats the linear head on
-    all views by 1.5 standard errors (paired over pairs). Taking the lowest loss outright follows noise at a few
-    hundred pairs, and all views together are never far from the best view.
+    The default is a context head on the responses' means and the prompt; without a view of the prompt, or with more
+    than 2,500 pairs, a linear head on all views of the responses. The other candidates are a linear head on each of
+    `candidate_views`, each with its own best strength, and from 500 pairs on an MLP on the best single view. The one
+    with the lowest out-of-fold loss is taken if it beats the default by 1.5 standard errors (paired over pairs).
+    Taking the lowest loss outright follows noise at a few hundred pairs.
 
     Args:
         folds: parts of the cross-validation.
@@ -104,13 +104,13 @@ class AutoHead(Head, kind="auto"):
             self._candidate(LinearHead(folds=self.folds, random_state=self.random_state), pairs, views)
             for views in candidate_views(recipe.response_views)
         ]
-        default = candidates[-1]
         means = tuple(view for view in recipe.response_views if view.endswith(":mean"))
         if recipe.prompt_views and means and len(pairs) <= CONTEXT_TO:
             views = means + recipe.prompt_views
             others = None if unlabelled is None else check_latents(unlabelled, recipe.dim)[:, recipe.columns(views)]
             context = ContextHead(folds=self.folds, random_state=self.random_state)
             candidates.append(self._candidate(context, pairs, views, others))
+        default = candidates[-1]
         if len(pairs) - np.bincount(fold).max() >= MLP_FROM:
             single = min((c for c in candidates if len(c.views) == 1), key=_mean_loss)
             candidates.append(self._mlp(pairs, single.views, fold))
