@@ -26,6 +26,8 @@ from penchant.synthesis.text import llm_judge
 
 Rows = NDArray[np.int64]
 SIZES = (100, 300, 1000)
+JUDGED = ("hh", "demo")
+"""Sets whose answers the LLM judges too: a quarter of an hour a set for a judge that is no better than chance."""
 HELD_OUT = 0.4
 """Share of the pairs tested at each seed, where there is no test part of its own; less where the seeds need more."""
 

@@ -5,7 +5,9 @@
     ridge_prompt    ridge on squashed features, no context: ContextHead(context=0)
     lens_best       ContextHead: the ridge whose taste varies with the prompt, context from unlabelled latents
     lens_best_seeds the same without unlabelled latents
-    auto            AutoHead on all views, Penchant's default
+    ridge_all       ridge on all six views of the response (means and last tokens of three layers)
+    context_all     ContextHead on all six, without unlabelled latents
+    auto            AutoHead, Penchant's default
     mlp             MLP on the seeds; dropout and weight decay picked on held-out prompts
     mlp_1x          MLP on the seeds, dropout and weight decay as in all the rows below
     lens_printed    LENS as printed: VAE, s^2 = .01, gamma = .1, filter, chosen against any prompt's rejected; MLP
@@ -40,6 +42,7 @@ Array = NDArray[np.float32]
 STEPS = 400
 BATCH = 128
 MEANS = ("15:mean", "20:mean", "24:mean")
+ALL = tuple(f"{layer}:{pooling}" for layer in (15, 20, 24) for pooling in ("last", "mean"))
 CONTEXT = (*MEANS, "24:prompt")
 ONE = ("24:mean",)
 
@@ -152,7 +155,9 @@ def methods(quick: bool) -> dict[str, Method]:
         "ridge_prompt": (CONTEXT, lambda s: ContextHead(context=0, random_state=s.seed).fit(s.pairs.select(CONTEXT))),
         "lens_best": (CONTEXT, lambda s: context(s, True)),
         "lens_best_seeds": (CONTEXT, lambda s: context(s, False)),
-        "auto": (None, lambda s: AutoHead(random_state=s.seed).fit(s.pairs, s.unlabelled)),
+        "ridge_all": (ALL, lambda s: LinearHead(random_state=s.seed).fit(s.pairs.select(ALL))),
+        "context_all": (None, lambda s: ContextHead(random_state=s.seed).fit(s.pairs)),
+        "auto": (None, lambda s: AutoHead(random_state=s.seed).fit(s.pairs)),
         "mlp": (ONE, lambda s: tuned_mlp(s.pairs.select(ONE), s.seed)),
         "mlp_1x": (ONE, lambda s: mlp(s.pairs.select(ONE), s.seed)),
         "lens_ridge_8x": (ONE, lens_ridge),
@@ -183,10 +188,15 @@ def methods(quick: bool) -> dict[str, Method]:
     return rows
 
 
-def fitted(seeds: Seeds, quick: bool, text: bool) -> Iterator[tuple[str, Fitted]]:
-    """Each method fitted: those by text, or all others."""
+def kind(name: str) -> str:
+    """The part of the work a method belongs to: by text, on all views, or on the latents of some."""
+    return "text" if name.startswith("text") else "views" if name in ("ridge_all", "context_all", "auto") else "latents"
+
+
+def fitted(seeds: Seeds, quick: bool, part: str) -> Iterator[tuple[str, Fitted]]:
+    """Each method of this kind, fitted."""
     for name, (views, make) in methods(quick).items():
-        if name.startswith("text") != text:
+        if kind(name) != part or ("llm" in name and (seeds.answers is None or seeds.answers.llm is None)):
             continue
         start = time.perf_counter()
         head = make(seeds)

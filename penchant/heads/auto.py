@@ -53,8 +53,8 @@ class Candidate:
 class AutoHead(Head, kind="auto"):
     """A context head, unless another candidate is clearly better in prompt-grouped cross-validation.
 
-    The default is a context head on the responses' means and the prompt; without a view of the prompt, or with more
-    than 2,500 pairs, a linear head on all views of the responses. The other candidates are a linear head on each of
+    The default is a context head on all views; without a view of the prompt, or with more than 2,500 pairs, a linear
+    head on all views of the responses. The other candidates are a linear head on each of
     `candidate_views`, each with its own best strength, and from 500 pairs on an MLP on the best single view. The one
     with the lowest out-of-fold loss is taken if it beats the default by 1.5 standard errors (paired over pairs).
     Taking the lowest loss outright follows noise at a few hundred pairs.
@@ -104,12 +104,9 @@ class AutoHead(Head, kind="auto"):
             self._candidate(LinearHead(folds=self.folds, random_state=self.random_state), pairs, views)
             for views in candidate_views(recipe.response_views)
         ]
-        means = tuple(view for view in recipe.response_views if view.endswith(":mean"))
-        if recipe.prompt_views and means and len(pairs) <= CONTEXT_TO:
-            views = means + recipe.prompt_views
-            others = None if unlabelled is None else check_latents(unlabelled, recipe.dim)[:, recipe.columns(views)]
+        if recipe.prompt_views and len(pairs) <= CONTEXT_TO:
             context = ContextHead(folds=self.folds, random_state=self.random_state)
-            candidates.append(self._candidate(context, pairs, views, others))
+            candidates.append(self._candidate(context, pairs, recipe.views, unlabelled))
         default = candidates[-1]
         if len(pairs) - np.bincount(fold).max() >= MLP_FROM:
             single = min((c for c in candidates if len(c.views) == 1), key=_mean_loss)
