@@ -1,6 +1,6 @@
 """The search for `lens_best`, on held-out parts of the TRAINING pairs: what was tried against the ridge head.
 
-    python benchmarks/lens_search.py [--draws 8] [--cache FOLDER]
+    python benchmarks/lens_search.py [--draws 6] [--cache FOLDER]
 
 For each draw the training pairs of a set are split by whole prompts: 40% are held out, n are seeds, the rest are
 unlabelled. Every row is a kernel between pairs, fitted by ridge Bradley-Terry with cross-validated strength; the figure
@@ -20,12 +20,11 @@ draws. No test pair is read.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import data_file, table
+from common import data_file, finish, table
 from numpy.typing import NDArray
 
 from penchant.backbone import Backbone
@@ -150,7 +149,7 @@ TRIED: dict[str, Callable[[Draw], float]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--cache", help="folder of the latents' cache")
     options = parser.parse_args()
     backbone = Backbone.load()
@@ -170,7 +169,7 @@ def main() -> None:
             figures[f"{name} {size}"] = {m: [round(a, 2), round(b, 2)] for m, (a, b) in cells.items()}
             print(f"{rows[-1]}", flush=True)
     print(table(rows))
-    print(json.dumps(figures))
+    finish("lens_search", figures, full=True, seeds=range(options.draws))
 
 
 if __name__ == "__main__":
