@@ -212,14 +212,19 @@ def encode_texts(
     store: LatentStore | None = None,
     *,
     token_budget: int = TOKEN_BUDGET,
+    label: str | None = None,
+    cost: Cost | None = None,
 ) -> NDArray[np.float32]:
-    """Latents [n, width * len(views)] of response i to prompt i."""
+    """Latents [n, width * len(views)] of response i to prompt i; a `label` shows progress, `cost` is added to."""
     store = store if store is not None else MemoryStore()
     tokens = backbone.chat.encode(prompts, responses)
     recipe = backbone.recipe(views)
     if not tokens:
         return np.zeros((0, recipe.dim), np.float32)
-    encode(backbone, recipe.stored, tokens, store, token_budget=token_budget)
+    with tqdm(unit="tok", unit_scale=True, desc=label, disable=label is None, leave=False) as bar:
+        if label is not None:
+            bar.total = _expected_tokens(tokens, store, 0, 1.0)
+        encode(backbone, recipe.stored, tokens, store, token_budget=token_budget, cost=cost, progress=bar)
     keys = (stack_keys(getattr(item, name) for item in tokens) for name in ("key", "prompt_key"))
     return _read(store, recipe, *keys)
 

@@ -38,6 +38,8 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
     rows: list[tuple[str, str]] = []
     for name, data in facts.get("data", {}).items():
         rows.append((f"{name} pairs", f"{data['pairs']:,} of {data['name']} ({data['prompts']:,} prompts)"))
+    if facts.get("synthesis"):
+        rows.append(("synthetic pairs", facts["synthesis"]["says"]))
     accuracy = facts.get("accuracy")
     if accuracy:
         rows.append(("accuracy on held-out pairs", _interval(accuracy["overall"])))

@@ -11,6 +11,11 @@ metrics.json, where FIGURE is {value, low, high, n}:
     backbone        {name, dtype, dtype_reason, layers_run, parameters}
     head            {name, views, strength, parameters, tried [{views, head, strength, cv_accuracy, chosen}]}
     accuracy, baselines, over_baseline, calibration, length_bias, best_of_n, mistakes    see `evaluate_scores`
+    synthesis       {kind, arguments, factor, real, unlabelled, says, collapsed,
+                    diagnostics {reconstruction_share, reconstruction_on, kl_by_dimension, active_units, seconds,
+                    parameters}, order {order_kept, seed_accuracy, synthetic_accuracy, rounds},
+                    theory [see `order_preservation`], decision {says, rows [{name, cv_accuracy, cv_loss, gain, error,
+                    chosen}]}}; only where it was asked for, each part only where it is known
     learning_curve  [FIGURE and seeds]
     cost            {tokens, unique_tokens, cached_sequences, encoded_sequences, truncated, encode_seconds,
                     tokens_per_second, fit_seconds, total_seconds, peak_memory_mb}
@@ -50,11 +55,12 @@ from penchant.report_sections import (
     sources,
     tried,
 )
+from penchant.report_synthesis import synthesis
 
 
 def write_report(metrics: Metrics, path: str | Path) -> Path:
     """Write the page for `metrics` (the contents of metrics.json) to the file `path`, and return that path."""
-    makers = (setting, accuracy, sources, tried, curve, calibration, length, best_of_n, mistakes, cost)
+    makers = (setting, accuracy, sources, tried, synthesis, curve, calibration, length, best_of_n, mistakes, cost)
     sections = [made for make in makers if (made := make(metrics))]
     links = "".join(f'<li><a href="#{s.anchor}">{s.title}</a></li>' for s in sections)
     content = "\n".join(s.html for s in sections)

@@ -21,11 +21,15 @@ from penchant.chat import Text
 from penchant.encode import TOKEN_BUDGET, LatentStore, MemoryStore, encode_pairs, encode_texts
 from penchant.errors import InputError, RecipeMismatch
 from penchant.evaluate import fit_temperature
-from penchant.heads import AutoHead, Head, load_head
-from penchant.latents import LatentPairs, Recipe
+from penchant.heads import Head, load_head
+from penchant.latents import Array, LatentPairs, Recipe
 from penchant.model_card import model_card
 from penchant.pairs import load_pairs
+from penchant.responses import load_responses
 from penchant.store_views import open_store
+from penchant.synthesis import Synthesizer
+from penchant.synthesis.augmented import Augmented
+from penchant.synthesis.training import check_context, check_synthesis, check_unlabelled, train_head
 
 FILE = "reward_model.json"
 
@@ -38,6 +42,7 @@ class RewardModel:
         head: the fitted head.
         temperature: P(a better than b) = sigmoid((score a - score b) / temperature), fitted on out-of-fold pairs.
         facts: what training saw and cost, for reports and the model card.
+        augmented: the head and the synthesizer it was fitted with, if there was one; neither saved nor needed to score.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class RewardModel:
     ) -> None:
         self.recipe, self.head, self.temperature = recipe, head, temperature
         self.facts = facts or {}
+        self.augmented: Augmented | None = None
         self._backbone = backbone
         if backbone is not None:
             self._check(backbone)
@@ -66,6 +72,9 @@ class RewardModel:
         dtype: str = "auto",
         max_length: int = 2048,
         token_budget: int = TOKEN_BUDGET,
+        synthesis: str | Synthesizer | None = None,
+        factor: int = 8,
+        unlabelled: str | Path | list[dict[str, Any]] | None = None,
         show_progress: bool = True,
     ) -> RewardModel:
         """Encode the pairs (each text once, ever: latents are cached) and fit a head.
@@ -78,46 +87,76 @@ class RewardModel:
             cache: folder of the latents' cache; by default $PENCHANT_CACHE or ~/.cache/penchant.
             dtype, max_length: how the backbone is loaded, unless `model` is one already.
             token_budget: tokens run at once, which bounds memory.
+            synthesis, factor: as in `fit`.
+            unlabelled: responses that nobody judged, rows {"prompt", "response"} or a JSON lines file of them, for the
+                synthesizer and for heads that learn from them (auto, context).
 
         Raises:
-            InputError: pairs, views or backbone are not usable; the sentence names the row.
+            InputError: pairs, views, backbone or unlabelled are not usable; the sentence names the row.
         """
+        check_synthesis(synthesis, factor)
+        others = None
+        if unlabelled is not None:
+            check_unlabelled(synthesis, head)
+            others = load_responses(unlabelled)
         data = pairs if isinstance(pairs, Dataset) else load_pairs(pairs)
         backbone = model if isinstance(model, Backbone) else Backbone.load(model, dtype=dtype, max_length=max_length)
         chosen_views = tuple(views) if views else backbone.default_views()
+        recipe = backbone.recipe(chosen_views)
+        check_context(head, recipe, len(data))
+        store = open_store(cache, recipe)
         latents = encode_pairs(
             backbone,
             data,
             chosen_views,
-            open_store(cache, backbone.recipe(chosen_views)),
+            store,
             token_budget=token_budget,
             show_progress=show_progress,
             label="encode training pairs",
         )
-        return cls.fit(latents, head, backbone)
+        plain = None
+        if others is not None:
+            label = "encode unlabelled responses" if show_progress else None
+            plain = encode_texts(backbone, *others, chosen_views, store, token_budget=token_budget, label=label)
+        return cls.fit(latents, head, backbone, synthesis=synthesis, factor=factor, unlabelled=plain)
 
     @classmethod
-    def fit(cls, latents: LatentPairs, head: Head | None = None, backbone: Backbone | None = None) -> RewardModel:
-        """Fit a head on latents that are there already."""
+    def fit(
+        cls,
+        latents: LatentPairs,
+        head: Head | None = None,
+        backbone: Backbone | None = None,
+        *,
+        synthesis: str | Synthesizer | None = None,
+        factor: int = 8,
+        unlabelled: Array | None = None,
+    ) -> RewardModel:
+        """Fit a head on latents that are there already.
+
+        Args:
+            latents: n pairs of latents [n, d].
+            head: an unfitted head; by default `AutoHead`.
+            backbone: the LLM they came from, kept for scoring.
+            synthesis: "lens", "pca", "noise", "gaussian" or "cross" adds synthetic pairs of that kind, a `Synthesizer`
+                its own, and "auto" those that clearly lower the loss of held-out real pairs, if any; none by default.
+            factor: pairs for each real one, itself included.
+            unlabelled: latents [m, d] of responses that nobody judged.
+
+        Raises:
+            InputError: the pairs cannot be learned from, or an argument is out of range.
+        """
         start = time.perf_counter()
-        head = (head or AutoHead()).fit(latents)
-        margins = getattr(head, "cv_margins_", None)
-        temperature = fit_temperature(margins) if margins is not None else 1.0
+        found = train_head(head, latents, synthesis, factor, unlabelled)
+        temperature = fit_temperature(found.margins) if found.margins is not None else 1.0
         facts: dict[str, Any] = {"cost": {**latents.meta, "fit_seconds": time.perf_counter() - start}}
-        tried, views = getattr(head, "tried_", []), latents.recipe.views
-        if isinstance(head, AutoHead):
-            head, views = head.narrow()
-        facts["head"] = {
-            "name": head.name,
-            "views": list(views),
-            "strength": getattr(head, "strength_", None),
-            "parameters": head.parameters,
-            "cv_accuracy": getattr(head, "cv_accuracy_", None),
-            "tried": tried,
-        }
+        facts["head"] = found.head_facts()
+        if found.facts:
+            facts["synthesis"] = found.facts
         if backbone is not None:
             facts["backbone"] = backbone_facts(backbone)
-        return cls(latents.select(views).recipe, head, temperature, facts, backbone)
+        rm = cls(latents.select(found.views).recipe, found.head, temperature, facts, backbone)
+        rm.augmented = found.augmented
+        return rm
 
     @property
     def backbone(self) -> Backbone:

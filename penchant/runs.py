@@ -18,18 +18,24 @@ from datasets import Dataset
 from sklearn.base import clone
 
 from penchant.backbone import Backbone
-from penchant.encode import TOKEN_BUDGET, encode_pairs
+from penchant.encode import TOKEN_BUDGET, Cost, encode_pairs, encode_texts
 from penchant.errors import InputError
 from penchant.evaluate import Gold, evaluate_scores, learning_curve
 from penchant.heads import Head
 from penchant.latents import LatentPairs
 from penchant.pairs import describe
 from penchant.report import write_report
+from penchant.responses import Responses
 from penchant.reward_model import RewardModel, backbone_facts
 from penchant.store_views import open_store
+from penchant.synthesis import Synthesizer
+from penchant.synthesis.training import check_context, order_facts
 
 PACKAGES = ("penchant", "torch", "transformers", "datasets", "scikit-learn", "numpy")
 CURVE_SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
+CURVE_SEEDS = 5
+SYNTHESIS_CURVE = (3, 2)
+"""The learning curve's largest sizes and its seeds where a synthesizer is fitted at each point."""
 
 
 class Run:
@@ -98,15 +104,20 @@ def train_run(
     gold: str | None = None,
     curve: bool = True,
     seed: int = 0,
+    synthesis: str | Synthesizer | None = None,
+    factor: int = 8,
+    unlabelled: Responses | None = None,
     show_progress: bool = True,
 ) -> tuple[RewardModel, dict[str, Any]]:
     """Train on one set of pairs, evaluate on another; returns the model and its metrics.
 
-    The backbone is cut above the highest layer of `views`.
+    The backbone is cut above the highest layer of `views`. synthesis, factor and unlabelled are as in
+    `RewardModel.train`.
     """
     views = views or backbone.default_views()
     recipe = backbone.recipe(views)
     golden = gold_of(test, gold)
+    check_context(head, recipe, len(train))
     backbone.cut(max(recipe.layers))
     store = open_store(cache, recipe)
 
@@ -116,17 +127,26 @@ def train_run(
         )
 
     wide = encoded(train, "encode training pairs"), encoded(test, "encode test pairs")
-    rm = RewardModel.fit(wide[0], head, backbone)
+    others, spent = None, Cost()
+    if unlabelled is not None:
+        label = "encode unlabelled responses" if show_progress else None
+        others = encode_texts(backbone, *unlabelled, views, store, token_budget=token_budget, label=label, cost=spent)
+    rm = RewardModel.fit(wide[0], head, backbone, synthesis=synthesis, factor=factor, unlabelled=others)
     narrow = [part.select(rm.recipe.views) for part in wide]
     metrics = evaluation(rm, test, narrow[1], train=train, gold=golden, seed=seed)
     if curve:
-        sizes = [size for size in CURVE_SIZES if size < len(train)] + [len(train)]
-        metrics["learning_curve"] = learning_curve(lambda s: _seeded(rm.head, s), narrow[0], narrow[1], sizes, range(5))
+        metrics["learning_curve"] = _curve(rm, *narrow)
+    if "synthesis" in rm.facts:
+        made = rm.augmented.synthesizer_ if rm.augmented is not None else None
+        rm.facts["synthesis"] |= order_facts(made, narrow[0], seed) if made is not None else {}
+        metrics["synthesis"] = rm.facts["synthesis"]
     metrics["data"] = {
         "train": {"name": names[0], **describe(train)},
         "test": {"name": names[1], **describe(test)},
     }
-    metrics["cost"] = _summed(wide[0].meta, wide[1].meta) | {"fit_seconds": rm.facts["cost"]["fit_seconds"]}
+    metrics["cost"] = _summed(wide[0].meta, wide[1].meta, spent.to_dict()) | {
+        "fit_seconds": rm.facts["cost"]["fit_seconds"]
+    }
     metrics |= {"head": rm.facts["head"], "seed": seed}
     kept = ("data", "accuracy", "baselines", "calibration", "cost")
     rm.facts |= {name: metrics[name] for name in kept}
@@ -194,7 +214,18 @@ def summary(metrics: dict[str, Any]) -> str:
         lines.append(f"fitted the head in {cost['fit_seconds']:.1f} s")
     if cost.get("truncated"):
         lines.append(f"{cost['truncated']:,} of {cost['sequences']:,} sequences were cut at the start (max_length)")
+    if metrics.get("synthesis"):
+        lines.append(f"synthesis: {metrics['synthesis']['says']}")
     return "\n".join(lines)
+
+
+def _curve(rm: RewardModel, train: LatentPairs, test: LatentPairs) -> list[dict[str, Any]]:
+    """The learning curve of this kind of head, its synthesizer fitted anew at every point."""
+    sizes, seeds = [size for size in CURVE_SIZES if size < len(train)] + [len(train)], CURVE_SEEDS
+    if rm.augmented is None:
+        return learning_curve(lambda s: _seeded(rm.head, s), train, test, sizes, range(seeds))
+    most, seeds = SYNTHESIS_CURVE
+    return learning_curve(rm.augmented.seeded, train, test, sizes[-most:], range(seeds))
 
 
 def _seeded(head: Head, seed: int) -> Any:
@@ -203,7 +234,7 @@ def _seeded(head: Head, seed: int) -> Any:
     return fresh
 
 
-def _summed(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    both = {name: first[name] + second[name] for name in first if name != "tokens_per_second"}
+def _summed(*parts: dict[str, Any]) -> dict[str, Any]:
+    both = {name: sum(part[name] for part in parts) for name in parts[0] if name != "tokens_per_second"}
     seconds = both["encode_seconds"]
     return {**both, "tokens_per_second": both["unique_tokens"] / seconds if seconds else 0.0}

@@ -156,6 +156,36 @@ class TestWholeRun:
         assert json.loads((here / "run" / "metrics.json").read_text())["cost"]["unique_tokens"] == 0
 
 
+class TestSynthesis:
+    def test_lens_with_unlabelled_responses(self, work: Path, here: Path, capsys: Any) -> None:
+        rows = [{"prompt": row["prompt"], "response": [row["chosen"] + " Yes.", "Hm."]} for row in tiny_pairs(20)]
+        write_lines(here / "more.jsonl", rows)
+        command = ["--synthesis", "lens", "--factor", "3", "--unlabelled", "more.jsonl", "--head", "linear"]
+        assert main(["train", *train_arguments(work), *command, "--out", "run"]) == 0
+        assert "synthesis: 96 synthetic pairs by lens were added to 48 real ones." in capsys.readouterr().out
+        found = json.loads((here / "run" / "metrics.json").read_text())["synthesis"]
+        assert (found["kind"], found["factor"], found["unlabelled"], found["decision"]) == ("lens", 3, 40, None)
+        assert 0 <= found["order"]["order_kept"] <= 1
+        assert found["theory"][0]["noise"] == 0
+        assert 'href="#synthesis"' in (here / "run" / "report.html").read_text()
+        assert RewardModel.from_pretrained("run/model").score("Hi", "Hello.").shape == (1,)
+
+    def test_auto_says_what_it_decided(self, work: Path, here: Path, capsys: Any) -> None:
+        command = ["--synthesis", "auto", "--factor", "2", "--views", "[2:mean]", "--head", "linear"]
+        assert main(["train", *train_arguments(work), *command, "--curve", "false", "--out", "run"]) == 0
+        found = json.loads((here / "run" / "metrics.json").read_text())["synthesis"]
+        assert [row["name"] for row in found["decision"]["rows"]] == ["none", "lens", "pca", "noise"]
+        assert sum(row["chosen"] for row in found["decision"]["rows"]) == 1
+        assert f"synthesis: {found['says']}\n" in capsys.readouterr().out
+
+    def test_context_head(self, work: Path, here: Path) -> None:
+        command = ["--head", "context", "--views", "[2:mean,2:prompt]", "--curve", "false", "--out", "run"]
+        assert main(["train", *train_arguments(work), *command]) == 0
+        metrics = json.loads((here / "run" / "metrics.json").read_text())
+        assert metrics["head"]["name"] == "context"
+        assert "synthesis" not in metrics
+
+
 class TestScore:
     ROWS = (
         {"id": 7, "prompt": "Hi", "response": "Hello.", "note": "ünïcode ☺"},
@@ -259,6 +289,14 @@ BAD_INPUT = {
     "bad max_length": ("train {pairs} --model {llm} --max_length 1", "max_length is 1"),
     "bad smoothing": ("train {pairs} --model {llm} --head linear --label_smoothing 0.7", "label_smoothing is 0.7"),
     "margin for another head": ("train {pairs} --head mlp --margin true", "--head linear"),
+    "unknown synthesis": ("train {pairs} --synthesis lenz", "lenz"),
+    "bad factor": ("train {pairs} --model nowhere --synthesis lens --factor 0", "factor is 0"),
+    "no such unlabelled file": ("train {pairs} --model nowhere --synthesis lens --unlabelled no.jsonl", "no.jsonl"),
+    "unlabelled folder": ("train {pairs} --model nowhere --synthesis lens --unlabelled empty", "empty"),
+    "torn unlabelled file": ("train {pairs} --model nowhere --unlabelled torn.jsonl", "torn.jsonl: line 2 is not JSON"),
+    "unlabelled without a response": ("train {pairs} --unlabelled columns.jsonl", "columns.jsonl: line 1 has no"),
+    "unlabelled for nobody": ("train {pairs} --head linear --unlabelled rows.jsonl", "add --synthesis"),
+    "context without a prompt": ("train {pairs} --model {llm} --head context --views [1:mean]", "add 1:prompt"),
     "no such gold": ("train {pairs} --model {llm} --gold taste", "taste_chosen"),
     "one prompt": ("train one.jsonl --model {llm}", "2 different prompts"),
     "malformed lines": ("train torn.jsonl", "row 1 of torn.jsonl (line 2)"),

@@ -90,6 +90,37 @@ def metrics():
         "learning_curve": [
             {**figure(0.55 + 0.03 * i), "n": n, "seeds": 5} for i, n in enumerate((100, 300, 1000, 2044))
         ],
+        "synthesis": {
+            "kind": "lens",
+            "arguments": {"latent": 16, "pairing": "same-prompt"},
+            "factor": 8,
+            "real": 800,
+            "unlabelled": 1200,
+            "says": "5,600 synthetic pairs by lens were added to 800 real ones.",
+            "collapsed": False,
+            "diagnostics": {
+                "reconstruction_share": 0.4321,
+                "reconstruction_on": "held-out",
+                "kl_by_dimension": [0.0, 2.5, 3.1, 0.7],
+                "active_units": 3,
+                "seconds": 1.6,
+                "parameters": 449_056,
+            },
+            "order": {"order_kept": 0.897, "seed_accuracy": 0.64, "synthetic_accuracy": 0.656, "rounds": 2},
+            "theory": [
+                {"noise": noise, "order_kept": 0.82 - noise / 10, "guaranteed": 0.1, "tightness": 0.05}
+                | {"movement_mean": 0.4, "margin_mean": 0.8}
+                for noise in (0.0, 0.1, 0.3, 1.0)
+            ],
+            "decision": {
+                "says": "lens is used.",
+                "rows": [
+                    {"name": name, "cv_accuracy": 0.65, "cv_loss": 0.61, "gain": gain, "error": 0.003}
+                    | {"chosen": name == "lens"}
+                    for name, gain in (("none", 0.0), ("lens", 0.0123), ("noise", -0.0045))
+                ],
+            },
+        },
         "best_of_n": {
             "gold": "gold_score",
             "prompts": 200,
@@ -246,6 +277,24 @@ def test_warnings_are_as_strong_as_the_evidence(metrics, tmp_path):
     assert "Worse than a simple baseline" in behind
 
 
+def test_synthetic_pairs(metrics, tmp_path):
+    page = made(metrics, tmp_path)
+    assert "keeps the order of 89.7% of the synthetic pairs" in page.text
+    for figure_ in ("43.2% (held-out latents)", "3 of 4", "5,600 from 800", "lens ✓ chosen", "+0.0123", "−0.0045"):
+        assert figure_ in page.text
+    heights = [float(tag["height"]) for name, tag in page.tags if tag.get("class") == "bar"]
+    assert heights == pytest.approx([96, 96 * 2.5 / 3.1, 96 * 0.7 / 3.1, 0], abs=0.1)
+    assert "guaranteed by the bound: 10% at 0.1" in page.source
+    assert "collapsed" not in page.text
+    metrics["synthesis"]["collapsed"] = True
+    assert "The VAE has collapsed." in made(metrics, tmp_path).text
+    alone = {"kind": "none", "says": "No synthesis: <none> helps.", "decision": metrics["synthesis"]["decision"]}
+    page = made({**metrics, "synthesis": alone}, tmp_path)
+    assert "No synthesis: <none> helps." in page.text
+    assert "Synthetic pairs" in page.text
+    assert "<none>" not in page.source
+
+
 def test_every_part_may_be_missing(metrics, tmp_path):
     """Each alone, each as null or empty, each pair of keys inside a part, and all at once."""
     whole = len(made(metrics, tmp_path).attributes("href"))
@@ -271,6 +320,9 @@ def test_degenerate_figures_still_draw(metrics, tmp_path):
     metrics["calibration"]["curve"] = [{"confidence": 0.5, "accuracy": 0.5, "n": 1}]
     metrics["learning_curve"] = [{"n": n, "value": 0.5, "low": 0.5, "high": 0.5, "seeds": 1} for n in (1, 2)]
     metrics["best_of_n"] |= {"picked": [figure(0.0)] * 4, "oracle": [0.0] * 4}
+    metrics["synthesis"]["diagnostics"]["kl_by_dimension"] = [0.0]
+    for row in metrics["synthesis"]["theory"]:
+        row |= {"order_kept": 1.0, "guaranteed": 1.0, "margin_mean": 0.0}
     assert "nan" not in made(metrics, tmp_path).source.lower().replace("penchant", "")
 
 

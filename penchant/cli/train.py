@@ -8,9 +8,11 @@ from typing import Literal
 from penchant.backbone import DEFAULT, Backbone
 from penchant.encode import TOKEN_BUDGET
 from penchant.errors import InputError
-from penchant.heads import AutoHead, Head, LinearHead, MLPHead
+from penchant.heads import AutoHead, ContextHead, Head, LinearHead, MLPHead
 from penchant.pairs import load_pairs, split_by_prompt
+from penchant.responses import load_responses
 from penchant.runs import Run, summary, train_run
+from penchant.synthesis.training import check_synthesis, check_unlabelled
 
 
 def train(
@@ -20,7 +22,7 @@ def train(
     test: str | None = None,
     test_share: float = 0.2,
     model: str = DEFAULT,
-    head: Literal["auto", "linear", "mlp"] = "auto",
+    head: Literal["auto", "linear", "mlp", "context"] = "auto",
     views: list[str] | None = None,
     margin: bool = False,
     label_smoothing: float = 0.0,
@@ -34,6 +36,9 @@ def train(
     dtype: str = "auto",
     max_length: int = 2048,
     token_budget: int = TOKEN_BUDGET,
+    synthesis: Literal["none", "auto", "lens", "noise", "gaussian", "cross", "pca"] = "none",
+    factor: int = 8,
+    unlabelled: str | None = None,
     seed: int = 0,
 ) -> None:
     """Train a reward model on preference pairs and evaluate it on held-out ones.
@@ -44,7 +49,8 @@ def train(
         test: pairs to evaluate on; by default a share of the prompts of `data` is held out.
         test_share: that share.
         model: backbone: hub id, folder, GGUF file, or the embedded default.
-        head: auto picks views and strength by cross-validation; linear and mlp use all views given.
+        head: auto picks views and strength by cross-validation; linear and mlp use all views given; context lets taste
+            vary with the prompt and needs a view of it, such as 24:prompt.
         views: latents to use, each LAYER:POOLING, for example [20:mean,20:last]; three layers by default.
         margin: use the margin column in the loss (linear head).
         label_smoothing: share of pairs taken to be labelled the wrong way round (linear head).
@@ -58,11 +64,20 @@ def train(
         dtype: auto, float32 or bfloat16.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
         token_budget: tokens run at once; bounds memory.
+        synthesis: add synthetic pairs of this kind; auto keeps a kind only if it clearly helps on held-out real pairs.
+        factor: pairs for each real one, itself included.
+        unlabelled: JSON lines file with a prompt and a response a line that nobody judged, for the synthesizer and for
+            the auto and context heads.
         seed: of the split, the folds and the intervals.
     """
     config = dict(locals())
     run = Run(out, "train", config)
     fresh = make_head(head, margin, label_smoothing, seed)
+    check_synthesis(synthesis, factor)
+    others = None
+    if unlabelled is not None:
+        check_unlabelled(synthesis, fresh)
+        others = load_responses(unlabelled)
     skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
     pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)
     if test is None:
@@ -82,6 +97,9 @@ def train(
         gold=gold,
         curve=curve,
         seed=seed,
+        synthesis=synthesis,
+        factor=factor,
+        unlabelled=others,
     )
     rm.save_pretrained(run.folder / "model")
     report = run.finish({"title": f"Reward model from {data}", **metrics})
@@ -97,6 +115,7 @@ def make_head(kind: str, margin: bool, label_smoothing: float, seed: int) -> Hea
         "auto": lambda: AutoHead(random_state=seed),
         "linear": lambda: LinearHead(margin=margin, label_smoothing=label_smoothing, random_state=seed),
         "mlp": lambda: MLPHead(random_state=seed),
+        "context": lambda: ContextHead(random_state=seed),
     }
     head = makers[kind]()
     head.check_arguments()  # before the LLM runs
