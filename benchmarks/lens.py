@@ -1,6 +1,6 @@
 """LENS and what it has to beat: accuracy from 100, 300 and 1,000 seed pairs, best-of-16, cost, scale, order kept.
 
-    python benchmarks/lens.py --quick     # hh and demo, 100 and 300 seeds, 2 seeds, no text at full length
+    python benchmarks/lens.py --quick     # hh and demo, 100 and 300 seed pairs, 2 draws of them, no text
     python benchmarks/lens.py             # everything; 10 seeds
 
 hh and novelty are tested on their own test parts. ultrafeedback (1,193 pairs) and the demo data (1,000) have test
@@ -74,6 +74,9 @@ def merge(source: lens_data.Source, files: Sequence[Sequence[Path]]) -> dict[str
     """
     cells = [{key: found[key] for file in each for found in [np.load(file)] for key in found.files} for each in files]
     groups, n = source.tested.group, len(source.tested)
+    for each in files:
+        rows = [np.load(file)["rows"] for file in each]
+        assert all(np.array_equal(rows[0], other) for other in rows), f"{each[0]} tests other pairs; empty --work"
     names = [key.split(":")[1] for key in cells[0] if key.startswith("right:")]
     right = {name: np.full((len(cells), n), np.nan) for name in names}
     for name in names:
@@ -105,8 +108,7 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
     `ridge` reads the same views of the response as lens_best; `best_ridge` is the strongest of the three ridge heads,
     picked on the test pairs, in the baseline's favour.
     """
-    printed = next(found[name] for name in ("lens_printed_8x", "lens_8x") if name in found)
-    best = found["lens_best"]
+    printed, best = found["lens_printed_8x"], found["lens_best"]
     strongest = max(RIDGES, key=lambda name: float(found[name]["value"]))
     keys = {
         "ridge": found["ridge"]["value"],
@@ -169,7 +171,7 @@ def main() -> None:
         source = lens_data.load(name, generator, options.cache, options.answers, text, judged)
         figures[name], details[name] = {}, {}
         for size in source.sizes()[: 2 if options.quick else None]:
-            kinds = ("latents", "views", "text") if text else ("latents", "views")
+            kinds = ["latents", "ridge", "views"] + ["text"] * text + ["judged"] * judged
             files = [[work / f"{name}-{size}-{seed}-{kind}.npz" for kind in kinds] for seed in seeds]
             for seed, each in zip(seeds, files, strict=True):
                 number += 1
@@ -190,6 +192,7 @@ def main() -> None:
     if parts > 1:
         print(json.dumps({"part": options.part, "cells": number}))
         return
+    figures["lens_best_is"] = "ContextHead on the means of three layers and the prompt; no synthesis"
     figures |= lens_cost.measure(generator, quick=options.quick)
     for key in lens_cost.SHOWN:
         print(f"{key}: {figures[key]:,.4g}")

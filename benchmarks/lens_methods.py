@@ -16,7 +16,8 @@
 
 All that has an MLP reads layer 24's mean and takes the same number of optimiser steps. "_4x" has 4 n pairs in all, and
 so on (`Synthesizer.sample`). Rivals: noise (direct), gaussian, cross (no VAE), text (answers the LLM samples to the
-seed prompts, judged by the ridge head trained on the seeds; at most 6 pairs a prompt), text_llm (judged by the LLM).
+seed prompts, judged by the ridge head trained on the seeds; four answers make at most 6 pairs a prompt, so 7x in place
+of 8x, and 3x on novelty, where three pairs share a prompt), text_llm (judged by the LLM).
 Controls, of `lens_8x`: gamma0, s0 (reconstruction only), equal_norm (noise as far as LENS moves a latent), pca16,
 no_filter, elbo (the other likelihood), unlabelled (VAE fitted on unlabelled latents too).
 """
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from penchant.heads import AutoHead, ContextHead, Head, LinearHead, MLPHead
 from penchant.latents import LatentPairs
 from penchant.synthesis import CrossPairs, DirectNoise, GaussianSynthesis, Lens, PCANoise, Synthesizer
+from penchant.synthesis.augmented import Augmented
 from penchant.synthesis.text import judged_pairs
 from penchant.synthesis.theory import displacement
 
@@ -139,8 +141,8 @@ def context(seeds: Seeds, unlabelled: bool) -> Head:
 
 
 def lens_ridge(seeds: Seeds) -> Head:
-    pairs = seeds.pairs.select(ONE)
-    return LinearHead(random_state=seeds.seed).fit(Lens(random_state=seeds.seed).fit(pairs).sample(pairs, 8))
+    head, lens = LinearHead(random_state=seeds.seed), Lens(random_state=seeds.seed)
+    return Augmented(head, lens, 8, random_state=seeds.seed).fit(seeds.pairs.select(ONE)).head_
 
 
 Method = tuple[tuple[str, ...] | None, Callable[[Seeds], Head]]
@@ -189,7 +191,11 @@ def methods(quick: bool) -> dict[str, Method]:
 
 
 def kind(name: str) -> str:
-    """The part of the work a method belongs to: by text, on all views, or on the latents of some."""
+    """The part of the work it belongs to: judged by the LLM, by text, LENS with a ridge head, all views, other."""
+    if "llm" in name:
+        return "judged"
+    if name == "lens_ridge_8x":
+        return "ridge"
     return "text" if name.startswith("text") else "views" if name in ("ridge_all", "context_all", "auto") else "latents"
 
 

@@ -129,6 +129,10 @@ class Backbone:
                     f"view {view!r} is not LAYER:POOLING with a layer from 1 to {self.depth} and a pooling of"
                     f" {', '.join((*POOLINGS, PROMPT))}, for example {self.depth * 2 // 3}:mean."
                 )
+        if views and all(view.endswith(f":{PROMPT}") for view in views):
+            raise InputError(
+                f"{', '.join(views)} is the same for every response; add a view such as {self.depth}:mean."
+            )
         if len(set(views)) != len(views) or not views:
             raise InputError(f"views must be given once each, and at least one; these are {list(views)}.")
         return Recipe(

@@ -146,7 +146,7 @@ def encode_pairs(
     recipe = backbone.recipe(views)
     store = store if store is not None else MemoryStore()
     keys, cost = fill(
-        backbone, recipe.stored, pairs, store, token_budget=token_budget, show_progress=show_progress, label=label
+        backbone, recipe, pairs, store, token_budget=token_budget, show_progress=show_progress, label=label
     )
     optional = {name: _column(pairs, name) for name in ("margin", "user_id", "source") if name in pairs.column_names}
     return LatentPairs(
@@ -170,8 +170,11 @@ def fill(
     show_progress: bool = True,
     label: str = "encode",
 ) -> tuple[dict[str, Keys], Cost]:
-    """Put the latents of all pairs into the store, chunk by chunk; the keys [n, 16] of each side, and the cost."""
-    cost = Cost()
+    """Put the latents of all pairs into the store, chunk by chunk; the keys [n, 16] of each side, and the cost.
+
+    A pair's prompt is that of the side of which truncation left more of it.
+    """
+    recipe, cost = recipe.stored, Cost()
     found: dict[str, list[bytes]] = {"chosen": [], "rejected": [], "prompt": []}
     with tqdm(total=0, unit="tok", unit_scale=True, desc=label, disable=not show_progress, leave=False) as bar:
         for first in range(0, len(pairs), CHUNK):
@@ -183,7 +186,8 @@ def fill(
             half = len(tokens) // 2
             found["chosen"] += [item.key for item in tokens[:half]]
             found["rejected"] += [item.key for item in tokens[half:]]
-            found["prompt"] += [item.prompt_key for item in tokens[:half]]
+            sides = zip(tokens[:half], tokens[half:], strict=True)
+            found["prompt"] += [min(pair, key=lambda item: item.cut).prompt_key for pair in sides]
             store.compact()
     return {name: stack_keys(keys) for name, keys in found.items()}, cost
 

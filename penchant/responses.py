@@ -95,4 +95,5 @@ def _is_text(value: Any) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value)
+        and any(m["content"].strip() for m in value)
     )

@@ -29,7 +29,7 @@ from penchant.responses import load_responses
 from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
-from penchant.synthesis.training import check_context, check_synthesis, check_unlabelled, train_head
+from penchant.synthesis.training import check_context, check_synthesis, check_unlabelled, default_views, train_head
 
 FILE = "reward_model.json"
 
@@ -101,7 +101,7 @@ class RewardModel:
             others = load_responses(unlabelled)
         data = pairs if isinstance(pairs, Dataset) else load_pairs(pairs)
         backbone = model if isinstance(model, Backbone) else Backbone.load(model, dtype=dtype, max_length=max_length)
-        chosen_views = tuple(views) if views else backbone.default_views()
+        chosen_views = tuple(views) if views else default_views(head, backbone)
         recipe = backbone.recipe(chosen_views)
         check_context(head, recipe, len(data))
         store = open_store(cache, recipe)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 from datasets import Dataset
-from sklearn.base import clone
+from numpy.typing import NDArray
 
 from penchant.backbone import Backbone
 from penchant.encode import TOKEN_BUDGET, Cost, encode_pairs, encode_texts
@@ -29,7 +29,8 @@ from penchant.responses import Responses
 from penchant.reward_model import RewardModel, backbone_facts
 from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
-from penchant.synthesis.training import check_context, order_facts
+from penchant.synthesis.augmented import Augmented
+from penchant.synthesis.training import check_context, default_views, order_facts
 
 PACKAGES = ("penchant", "torch", "transformers", "datasets", "scikit-learn", "numpy")
 CURVE_SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
@@ -114,7 +115,7 @@ def train_run(
     The backbone is cut above the highest layer of `views`. synthesis, factor and unlabelled are as in
     `RewardModel.train`.
     """
-    views = views or backbone.default_views()
+    views = views or default_views(head, backbone)
     recipe = backbone.recipe(views)
     golden = gold_of(test, gold)
     check_context(head, recipe, len(train))
@@ -135,7 +136,8 @@ def train_run(
     narrow = [part.select(rm.recipe.views) for part in wide]
     metrics = evaluation(rm, test, narrow[1], train=train, gold=golden, seed=seed)
     if curve:
-        metrics["learning_curve"] = _curve(rm, *narrow)
+        plain = None if others is None else others[:, recipe.columns(rm.recipe.views)]
+        metrics["learning_curve"] = _curve(rm, narrow[0], narrow[1], plain)
     if "synthesis" in rm.facts:
         made = rm.augmented.synthesizer_ if rm.augmented is not None else None
         rm.facts["synthesis"] |= order_facts(made, narrow[0], seed) if made is not None else {}
@@ -219,19 +221,16 @@ def summary(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _curve(rm: RewardModel, train: LatentPairs, test: LatentPairs) -> list[dict[str, Any]]:
+def _curve(
+    rm: RewardModel, train: LatentPairs, test: LatentPairs, unlabelled: NDArray[np.float32] | None
+) -> list[dict[str, Any]]:
     """The learning curve of this kind of head, its synthesizer fitted anew at every point."""
     sizes, seeds = [size for size in CURVE_SIZES if size < len(train)] + [len(train)], CURVE_SEEDS
     if rm.augmented is None:
-        return learning_curve(lambda s: _seeded(rm.head, s), train, test, sizes, range(seeds))
+        alone = Augmented(rm.head, None, 1, unlabelled)
+        return learning_curve(alone.seeded, train, test, sizes, range(seeds))
     most, seeds = SYNTHESIS_CURVE
     return learning_curve(rm.augmented.seeded, train, test, sizes[-most:], range(seeds))
-
-
-def _seeded(head: Head, seed: int) -> Any:
-    fresh = clone(head)
-    fresh.random_state = seed
-    return fresh
 
 
 def _summed(*parts: dict[str, Any]) -> dict[str, Any]:

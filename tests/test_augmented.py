@@ -18,7 +18,7 @@ from penchant.synthesis import DirectNoise, Lens, PCANoise, Synthesizer
 from penchant.synthesis.augmented import Augmented, choose_synthesis, held_out_margins
 from penchant.synthesis.base import SYNTHESIZERS
 from penchant.synthesis.reduced import fit_reduced
-from penchant.synthesis.training import order_facts
+from penchant.synthesis.training import order_facts, train_head
 
 W = 12
 TASTE = np.random.default_rng(7).normal(size=W)
@@ -240,6 +240,22 @@ class TestRewardModel:
         rm = RewardModel.fit(pairs, ContextHead(), synthesis="pca", factor=8)
         assert rm.facts["synthesis"]["factor"] == 2
         assert "lowered from 8 to 2" in rm.facts["synthesis"]["says"]
+
+    def test_a_named_kind_is_made_even_where_auto_picked_a_head_that_takes_few(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pairs = make_pairs(60, views=("2:mean", "2:prompt"), noise=100)
+        assert train_head(None, pairs, "noise", 3, None).head.name == "context"
+        monkeypatch.setattr("penchant.synthesis.training.CONTEXT_TO", 100)
+        made = train_head(None, pairs, "noise", 3, None)
+        assert (made.head.name, made.views, made.facts["factor"]) == ("linear", ("2:mean",), 3)
+        assert train_head(ContextHead(), pairs, "noise", 3, None).facts["factor"] == 1
+
+    def test_unlabelled_are_counted_only_where_they_are_read(self) -> None:
+        pairs = make_pairs(60)
+        others = pairs.chosen[:7]
+        for kind, count in (("gaussian", 0), ("cross", 0), ("noise", 7)):
+            assert train_head(LinearHead(), pairs, kind, 2, others).facts["unlabelled"] == count
 
     def test_wrong_arguments(self) -> None:
         pairs = make_pairs(20)

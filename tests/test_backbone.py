@@ -141,6 +141,8 @@ def test_views_are_checked() -> None:
     for views in ((), ("1:last", "1:last")):
         with pytest.raises(InputError, match="once each"):
             backbone.recipe(views)
+    with pytest.raises(InputError, match="the same for every response"):
+        backbone.recipe(("1:prompt",))
     assert backbone.recipe(("2:mean", "1:last")).layers == (1, 2)
     assert backbone.recipe(backbone.default_views()).width == 32
 

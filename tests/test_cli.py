@@ -148,8 +148,8 @@ class TestWholeRun:
         assert (here / "page.html").read_bytes() == (work / "run" / "report.html").read_bytes()
         assert capsys.readouterr().out == "page.html\n"
 
-    def test_encode_then_train_runs_the_llm_once(self, work: Path, here: Path, capsys: Any) -> None:
-        views = ["--views", "[1:last,1:mean]"]
+    @pytest.mark.parametrize("views", [[], ["--views", "[1:last,1:mean]"]])
+    def test_encode_then_train_runs_the_llm_once(self, views: list[str], work: Path, here: Path, capsys: Any) -> None:
         assert main(["encode", *train_arguments(work), *views]) == 0
         assert f"{2 * N_PAIRS} sequences encoded, 0 were cached" in capsys.readouterr().out
         assert main(["train", *train_arguments(work), *views, "--out", "run"]) == 0

@@ -132,6 +132,39 @@ def test_latents_without_prompt_or_response_are_refused(views: tuple[str, ...]) 
         ContextHead().fit(pairs)
 
 
+def test_a_prompt_cut_on_one_side_moves_scores_little_and_an_empty_one_has_no_context() -> None:
+    """Where truncation cuts a prompt for the longer response only, the two responses' prompt views differ."""
+    offset = np.float32(100)  # latents are far from zero, and a taste must not feed on that
+    train, test = make_pairs(400), make_pairs(500, seed=1)
+    far = [replace(p, chosen=p.chosen + offset, rejected=p.rejected + offset) for p in (train, test)]
+    head = ContextHead().fit(far[0])
+    whole = margins(head, far[1])
+    noise = np.random.default_rng(2).normal(size=(500, WIDTH)).astype(np.float32) / 3
+    cut = far[1].rejected.copy()
+    cut[:, WIDTH:] += noise
+    assert pair_accuracy(margins(head, replace(far[1], rejected=cut))) > pair_accuracy(whole) - 0.05
+    empty = far[1].rejected.copy()
+    empty[:, WIDTH:] = 0
+    assert np.abs(margins(head, replace(far[1], rejected=empty))).max() < 5 * np.abs(whole).max()
+    both = [np.concatenate([side[:, :WIDTH], np.zeros((500, WIDTH), np.float32)], 1) for side in (far[1].chosen, empty)]
+    shared = head._features(both[0]) @ head.weight_[0]
+    assert np.allclose(head.score(both[0]), shared, atol=1e-5)
+
+
+def test_auto_with_a_context_head_saves_and_loads(tmp_path: Path) -> None:
+    head = AutoHead().fit(make_pairs(400))
+    head.save_pretrained(tmp_path)
+    latents = make_pairs(10, seed=1).chosen
+    assert np.array_equal(AutoHead.from_pretrained(tmp_path).score(latents), head.score(latents))
+
+
+def test_views_of_the_prompt_alone_are_refused_by_auto() -> None:
+    pairs = make_pairs(20)
+    alone = replace(pairs, rejected=pairs.rejected + 1).select(("10:prompt",))
+    with pytest.raises(InputError, match="the same for every response"):
+        AutoHead().fit(alone)
+
+
 def test_wrong_input_is_named() -> None:
     pairs = make_pairs(20)
     with pytest.raises(RecipeMismatch, match="width 32, got 16"):
@@ -169,4 +202,4 @@ def test_a_prompt_view_changes_nothing_for_a_linear_head_and_is_no_candidate_alo
     assert np.allclose(with_prompt.weight_[:WIDTH], without.weight_)
     assert not with_prompt.weight_[WIDTH:].any()
     assert all(row["views"] != ["10:prompt"] for row in AutoHead().fit(pairs).tried_)
-    MLPHead(hidden=4, epochs=2).fit(pairs)  # constant within a pair, yet context to an MLP
+    assert margins(MLPHead(hidden=4, epochs=2).fit(pairs), pairs).any()  # constant within a pair, yet it may be fitted

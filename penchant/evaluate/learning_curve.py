@@ -40,8 +40,10 @@ def seeds_and_prompts_interval(correct: Array, groups: Array, draws: int = DRAWS
     means = []
     for w in prompt_weights(sums.shape[1], draws, seed):
         picked = rng.multinomial(runs, np.full(runs, 1 / runs), size=len(w))
-        means.append(((picked @ sums) * w).sum(axis=1) / ((picked @ counts) * w).sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        tested = ((picked @ counts) * w).sum(axis=1)
+        means.append(((picked @ sums) * w).sum(axis=1) / np.where(tested > 0, tested, np.nan))
+    # A draw may meet no pair that its seeds tested, where they tested few.
+    low, high = np.nanquantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), int(there.any(axis=0).sum()))
 
 

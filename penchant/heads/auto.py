@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from penchant.errors import InputError
 from penchant.heads.base import HEADS, Head, check_latents, check_pairs, pair_accuracy, prompt_folds
 from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
@@ -100,6 +101,8 @@ class AutoHead(Head, kind="auto"):
             return self
 
         recipe = pairs.recipe
+        if not recipe.response_views:
+            raise InputError(f"{', '.join(recipe.views)} is the same for every response; add a view such as 24:mean")
         candidates = [
             self._candidate(LinearHead(folds=self.folds, random_state=self.random_state), pairs, views)
             for views in candidate_views(recipe.response_views)

@@ -33,10 +33,11 @@ PCA_ROWS = 4000
 class ContextHead(Head, kind="context"):
     """score(x, p) = w . f(x) + sum_j z_j(p) (w_j . f(x)), fitted by ridge Bradley-Terry on pairs.
 
-    f(x) holds the response's latent and its squashed form tanh((x - center) / scale), each view of each scaled to unit
-    mean square difference. z(p) in R^k are the leading principal coordinates of the prompt's latent, each divided by
-    the square root of its deviation (half whitened) and all together scaled to mean |z|^2 = 1. With a Gaussian prior
-    of variance 1 on w and `context` on each w_j this is a Gaussian process over pairs with covariance
+    f(x) holds the response's latent, centered, and its squashed form tanh((x - center) / scale), each view of each
+    scaled to unit mean square difference. z(p) in R^k are the leading principal coordinates of the prompt's latent,
+    each divided by the square root of its deviation (half whitened) and all together scaled to mean |z|^2 = 1; a
+    prompt of no tokens has z = 0. With a Gaussian prior of variance 1 on w and `context` on each w_j this is a Gaussian
+    process over pairs with covariance
 
         k(i, l) = (f(chosen_i) - f(rejected_i)) . (f(chosen_l) - f(rejected_l)) (1 + context z_i . z_l):
 
@@ -141,12 +142,13 @@ class ContextHead(Head, kind="context"):
 
     def _features(self, latents: Array) -> Array:
         """f(x) [n, 2 d] before the views are scaled; the scale is folded into the weights."""
-        x = latents[:, self._columns()[0]].astype(np.float64)
-        return np.concatenate([x, np.tanh((x - self.center_) / self.scale_)], axis=1)
+        x = latents[:, self._columns()[0]] - self.center_
+        return np.concatenate([x, np.tanh(x / self.scale_)], axis=1)
 
     def _gates(self, latents: Array) -> Array:
         """[n, 1 + k]: one, and the square root of `context` times z."""
-        z = (latents[:, self._columns()[1]] - self.prompt_center_) @ self.prompt_axes_
+        prompts = latents[:, self._columns()[1]]
+        z = (prompts - self.prompt_center_) @ self.prompt_axes_ * prompts.any(axis=1, keepdims=True)
         return np.concatenate([np.ones((len(z), 1)), np.sqrt(self.context) * z], axis=1)
 
     def _fit_context(self, prompts: Array) -> None:

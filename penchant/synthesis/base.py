@@ -38,6 +38,8 @@ class Synthesizer(ABC):
     """
 
     name: ClassVar[str]
+    takes_unlabelled: ClassVar[bool] = True
+    """Whether unlabelled latents change what it makes."""
     recipe_: Any
 
     def __init_subclass__(cls, kind: str, **kwargs: Any) -> None:
@@ -88,7 +90,7 @@ class Synthesizer(ABC):
         edges = np.linspace(0, len(pairs), -(-len(pairs) // rows) + 1).astype(int)
         blocks = [slice(start, stop) for start, stop in pairwise(edges)]
         note = {"synthesis": repr(self), "factor": factor}
-        for round_ in range(factor):
+        for round_ in range(int(factor)):
             for number, block in enumerate(blocks):
                 part = pairs.take(block)
                 if round_ > 0:

@@ -16,7 +16,7 @@ from torch.nn.functional import gelu
 from penchant.errors import InputError
 from penchant.heads.base import check_latents, prompt_folds
 from penchant.latents import LatentPairs
-from penchant.synthesis.base import Standardiser, Synthesizer, mixture
+from penchant.synthesis.base import CHUNK, Standardiser, Synthesizer, mixture
 
 Array = NDArray[Any]
 
@@ -62,7 +62,8 @@ class Lens(Synthesizer, kind="lens"):
         noise: standard deviation of eta; 0 leaves the reconstruction.
         sample_posterior: perturb a sample of q(z|e) instead of its mean mu.
         keep: share of the drawn pairs that the filter keeps: 1 / keep (rounded) are drawn for each, and the most
-            likely, by the sum over its synthetic sides, is taken, so that no seed loses its copies; 1 is no filter.
+            likely, by the sum over its synthetic sides, is taken, so that no seed loses its copies; above 2/3 none is
+            dropped.
         likelihood: of a synthetic latent, up to constants. "prior" is log N(z + eta; 0, I), of its z; "elbo" is the
             evidence lower bound of e~ = g(z + eta) read anew, with g taken at the posterior's mean:
             -1/2 |e~ - g(mu(e~))|^2 - KL(q(z|e~) || N(0, I)).
@@ -82,8 +83,8 @@ class Lens(Synthesizer, kind="lens"):
         encoder_, decoder_: float32 `Weights`; encoder_.output gives mu, then log sigma^2.
         diagnostics_: reconstruction_share (of the standardised variance, decoded from mu; below 0 is worse than the
             mean), reconstruction_on ("held-out": a tenth of the prompts that the VAE has not seen, "training" below
-            50 pairs or 10 prompts), kl_by_dimension (mean over the training pairs), active_units (dimensions of mu
-            whose variance over them is above 0.01; Burda et al. 2016), steps, seconds, parameters.
+            50 pairs or 10 prompts), kl_by_dimension (mean over at most 4,096 training pairs), active_units (dimensions
+            of mu whose variance over them is above 0.01; Burda et al. 2016), steps, seconds, parameters.
     """
 
     standardiser_: Standardiser
@@ -148,14 +149,15 @@ class Lens(Synthesizer, kind="lens"):
         start = time.perf_counter()
         fold = prompt_folds(pairs.group, 10, self.random_state)
         held_out = (fold == 9) & (len(pairs) >= LEAST_TO_HOLD_OUT)
-        seen, unseen = pairs.take(~held_out), pairs.take(held_out)
-        self.standardiser_ = Standardiser.of(seen.chosen, seen.rejected, unlabelled)
-        self.encoder_, self.decoder_ = self._train(seen.chosen, seen.rejected, unlabelled)
+        chosen, rejected = (side[~held_out] if held_out.any() else side for side in (pairs.chosen, pairs.rejected))
+        self.standardiser_ = Standardiser.of(chosen, rejected, unlabelled)
+        self.encoder_, self.decoder_ = self._train(chosen, rejected, unlabelled)
         if not all(np.isfinite(w).all() for w in self.encoder_ + self.decoder_):
             raise InputError("the VAE's training diverged to NaN or inf; lower gamma or learning_rate")
 
-        training = np.concatenate([seen.chosen, seen.rejected])
-        measured = np.concatenate([unseen.chosen, unseen.rejected]) if held_out.any() else training
+        training = np.concatenate([chosen[:CHUNK], rejected[:CHUNK]])
+        unseen = np.flatnonzero(held_out)[:CHUNK]
+        measured = np.concatenate([pairs.chosen[unseen], pairs.rejected[unseen]]) if len(unseen) else training
         mu, sigma = self.encode(training)
         share = self._reconstruction_share(measured)
         active = int((mu.var(axis=0) > 0.01).sum())

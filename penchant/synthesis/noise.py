@@ -97,6 +97,8 @@ class GaussianSynthesis(Synthesizer, kind="gaussian"):
         chosen_, rejected_: the two `Gaussian`s.
     """
 
+    takes_unlabelled = False
+
     standardiser_: Standardiser
     chosen_: Gaussian
     rejected_: Gaussian
@@ -123,6 +125,8 @@ class CrossPairs(Synthesizer, kind="cross"):
         same_prompt_only: a pair whose prompt has no other pair keeps its own partner, instead of meeting the rejected
             latent of a random pair.
     """
+
+    takes_unlabelled = False
 
     def __init__(self, same_prompt_only: bool = False) -> None:
         self.same_prompt_only = same_prompt_only

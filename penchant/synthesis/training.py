@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from penchant.backbone import Backbone
 from penchant.errors import InputError
 from penchant.heads import AutoHead, ContextHead, Head, LinearHead
 from penchant.heads.auto import CONTEXT_TO
@@ -86,6 +87,12 @@ def check_context(head: Head | None, recipe: Recipe, pairs: int) -> None:
         raise InputError(f"the context head takes at most {MOST_PAIRS} pairs, got {pairs}; use fewer or another head")
 
 
+def default_views(head: Head | None, backbone: Backbone) -> tuple[str, ...]:
+    """The backbone's default views, without the prompt's for a head that has no use for them."""
+    views = backbone.default_views()
+    return views if head is None or head.takes_unlabelled else backbone.recipe(views).response_views
+
+
 def train_head(
     head: Head | None,
     pairs: LatentPairs,
@@ -96,7 +103,8 @@ def train_head(
     """Fit a head (by default `AutoHead`), with synthetic pairs if they are asked for.
 
     AutoHead picks views and kind of head from the real pairs; the head it picked is then fitted anew with synthetic
-    ones. A context head takes few pairs, so its factor is lowered to what gives at most 2,500.
+    ones. A context head takes few pairs: beyond 2,500 in all, a linear head takes its place where AutoHead picked it
+    and the synthesizer was named; the factor is lowered where the head was asked for, or "auto" decides.
     """
     check_synthesis(synthesis, factor)
     if unlabelled is not None:
@@ -109,7 +117,11 @@ def train_head(
         margins = getattr(head, "cv_margins_", None)
         tried = getattr(head, "tried_", [])
         if isinstance(head, AutoHead):
+            seed = head.random_state
             head, views = head.narrow()
+            # Synthetic pairs that were asked for are made, by a head that can take them.
+            if asked not in (None, "auto") and isinstance(head, ContextHead) and factor * len(pairs) > CONTEXT_TO:
+                head, views = LinearHead(random_state=seed), pairs.recipe.response_views
         if asked is None:
             return Trained(head, views, tried, margins, None, {})
 
@@ -170,9 +182,9 @@ def _with_synthesis(
         "arguments": used.get_params() if used is not None else {},
         "factor": factor if used is not None else 1,
         "real": n,
-        "unlabelled": 0 if unlabelled is None else len(unlabelled),
+        "unlabelled": len(unlabelled) if unlabelled is not None and _reads_unlabelled(used, head) else 0,
         "diagnostics": diagnostics,
-        "collapsed": bool(diagnostics)
+        "collapsed": isinstance(used, Lens)
         and (diagnostics["active_units"] == 0 or diagnostics["reconstruction_share"] < COLLAPSED_SHARE),
         "decision": decision.to_dict() if decision is not None else None,
         "says": " ".join(filter(None, (says, decision.says if decision is not None else "", lowered.strip()))),
@@ -189,6 +201,10 @@ def held_out(augmented: Augmented, pairs: LatentPairs, random_state: int) -> Arr
         return None
     parts = int(np.searchsorted(np.cumsum(size), min(ENOUGH_MARGINS, len(pairs)))) + 1
     return held_out_margins(augmented, pairs, fold, range(parts))
+
+
+def _reads_unlabelled(synthesizer: Synthesizer | None, head: Head) -> bool:
+    return head.takes_unlabelled or (synthesizer is not None and synthesizer.takes_unlabelled)
 
 
 def _named(kind: str, random_state: int) -> Synthesizer:
