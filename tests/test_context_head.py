@@ -151,6 +151,13 @@ def test_a_prompt_cut_on_one_side_moves_scores_little_and_an_empty_one_has_no_co
     assert np.allclose(head.score(both[0]), shared, atol=1e-5)
 
 
+def test_scores_do_not_depend_on_how_many_rows_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, latents = ContextHead().fit(make_pairs(60)), make_pairs(25, seed=1).chosen
+    at_once = head.score(latents)
+    monkeypatch.setattr("penchant.heads.context.SCORED_ROWS", 10)
+    assert np.allclose(head.score(latents), at_once, atol=1e-6)
+
+
 def test_auto_with_a_context_head_saves_and_loads(tmp_path: Path) -> None:
     head = AutoHead().fit(make_pairs(400))
     head.save_pretrained(tmp_path)

@@ -362,6 +362,19 @@ def test_unlabelled_latents_teach_the_vae() -> None:
     assert error(helped) < 0.7 * error(alone)
 
 
+def test_even_one_unlabelled_latent_is_read() -> None:
+    one = make_pairs(3, seed=2).chosen[:1] + 50
+    alone, helped = Lens(**FAST).fit(PAIRS), Lens(**FAST).fit(PAIRS, unlabelled=one)
+    assert np.linalg.norm(helped.decode(helped.encode(one)[0]) - one) < np.linalg.norm(
+        alone.decode(alone.encode(one)[0]) - one
+    )
+
+
+def test_batches_refuses_before_the_first_block() -> None:
+    with pytest.raises(InputError, match="factor is 0"):
+        DirectNoise().fit(PAIRS).batches(PAIRS, 0)
+
+
 def test_diagnostics_tell_a_working_vae_from_a_collapsed_one() -> None:
     pairs = make_pairs(300)
     with warnings.catch_warnings():

@@ -26,6 +26,8 @@ Array = NDArray[Any]
 
 MOST_PAIRS = 5000
 """The Gram matrix of all pairs is decomposed: memory grows with the square of their number, time with the cube."""
+SCORED_ROWS = 4096
+"""Responses whose features are held at once."""
 PCA_ROWS = 4000
 """Prompts from which the directions of context are taken, at most."""
 
@@ -128,8 +130,10 @@ class ContextHead(Head, kind="context"):
     def score(self, latents: Array) -> Array:
         self._check_fitted()
         latents = check_latents(latents, len(self._columns()[0]) + len(self._columns()[1]))
-        per_gate = self._features(latents) @ self.weight_.T
-        scores: Array = (per_gate * self._gates(latents)).sum(axis=1).astype(np.float32)
+        scores = np.empty(len(latents), np.float32)
+        for start in range(0, len(latents), SCORED_ROWS):
+            block = latents[start : start + SCORED_ROWS]
+            scores[start : start + SCORED_ROWS] = (self._features(block) @ self.weight_.T * self._gates(block)).sum(1)
         return scores
 
     @property

@@ -87,10 +87,13 @@ class Synthesizer(ABC):
         least 1, RecipeMismatch for pairs of another recipe.
         """
         self._check_seeds(pairs, factor)
+        return self._blocks(pairs, int(factor), random_state, rows)
+
+    def _blocks(self, pairs: LatentPairs, factor: int, random_state: int, rows: int) -> Iterator[LatentPairs]:
         edges = np.linspace(0, len(pairs), -(-len(pairs) // rows) + 1).astype(int)
         blocks = [slice(start, stop) for start, stop in pairwise(edges)]
         note = {"synthesis": repr(self), "factor": factor}
-        for round_ in range(int(factor)):
+        for round_ in range(factor):
             for number, block in enumerate(blocks):
                 part = pairs.take(block)
                 if round_ > 0:

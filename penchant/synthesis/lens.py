@@ -247,7 +247,7 @@ class Lens(Synthesizer, kind="lens"):
         # Pairs and unlabelled responses enter a batch in the proportion in which they are there.
         k = min(n, max(1, round(self.batch_size * n / (2 * n + m))))
         pair_batches = _order(n, k, self.steps, generator)
-        other_batches = _order(m, min(m, self.batch_size - 2 * k), self.steps, generator)
+        other_batches = _order(m, min(m, max(self.batch_size - 2 * k, 1)), self.steps, generator)
         for step, (i, j) in enumerate(zip(pair_batches, other_batches, strict=True)):
             x = (torch.cat([sides[0][i], sides[1][i], others[j]]) - center) / scale
             mu, log_variance = _forward(x, encoder).chunk(2, dim=1)
