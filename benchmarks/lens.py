@@ -72,11 +72,14 @@ def merge(source: lens_data.Source, files: Sequence[Sequence[Path]]) -> dict[str
 
     `files` holds one list a seed, a file a kind of method.
     """
-    cells = [{key: found[key] for file in each for found in [np.load(file)] for key in found.files} for each in files]
+    cells: list[dict[str, NDArray[Any]]] = [{} for _ in files]
+    for cell, each in zip(cells, files, strict=True):
+        for file in each:
+            found_here = dict(np.load(file))
+            rows = found_here["rows"]
+            assert np.array_equal(cell.get("rows", rows), rows), f"{file} tests other pairs; empty --work"
+            cell |= found_here
     groups, n = source.tested.group, len(source.tested)
-    for each in files:
-        rows = [np.load(file)["rows"] for file in each]
-        assert all(np.array_equal(rows[0], other) for other in rows), f"{each[0]} tests other pairs; empty --work"
     names = [key.split(":")[1] for key in cells[0] if key.startswith("right:")]
     right = {name: np.full((len(cells), n), np.nan) for name in names}
     for name in names:

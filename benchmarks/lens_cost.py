@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from penchant.encode import encode_texts
 from penchant.generation import Generator
 from penchant.heads import LinearHead
 from penchant.latents import LatentPairs, Recipe
+from penchant.runs import peak_memory_mb
 from penchant.synthesis import Lens
 from penchant.synthesis.text import judged_pairs, least_answers, llm_judge
 from penchant.synthesis.theory import order_kept, order_preservation
@@ -49,14 +49,10 @@ def random_pairs(n: int, width: int, rank: int = 64, seed: int = 0) -> LatentPai
     return LatentPairs(sides[0], sides[1], np.broadcast_to(np.float32(0), (n, width)), recipe, np.arange(n))
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def scale(n: int, width: int) -> dict[str, float]:
     """Fit LENS on n seed pairs and stream 8x, block by block, keeping nothing."""
     pairs = random_pairs(n, width)
-    before = peak_mib()
+    before = peak_memory_mb()
     start = time.perf_counter()
     lens = Lens().fit(pairs)
     fit = time.perf_counter() - start
@@ -68,7 +64,7 @@ def scale(n: int, width: int) -> dict[str, float]:
         "pairs": made,
         "pairs_per_second": round(made / (seconds - fit)),
         "seeds_mib": round(before),
-        "peak_mib": round(peak_mib()),
+        "peak_mib": round(peak_memory_mb()),
     }
 
 
@@ -81,7 +77,7 @@ def alone(n: int, width: int) -> dict[str, float]:
 
 def text_seconds(generator: Generator, prompts: int) -> dict[str, float]:
     """Seconds a synthetic pair takes by text, measured on some hh prompts: sample, encode, judge (both judges)."""
-    asked = lens_pool.prompts_of("hh")[0]
+    asked = lens_pool.prompts_of("hh")
     rng = np.random.default_rng(0)
     chosen = [asked[i] for i in rng.choice(len(asked), prompts, replace=False)]
     k = least_answers(FACTOR - 1)

@@ -56,8 +56,6 @@ POOLS = {
 
 class Sampled(NamedTuple):
     prompts: list[Text]
-    groups: NDArray[np.int64]
-    """`prompt_groups` of the prompts [P]."""
     answers: list[list[str]]
     latents: Array
     """Float32 [P, k, dim], views in the order of `Backbone.default_views`; 0 where not valid."""
@@ -65,21 +63,21 @@ class Sampled(NamedTuple):
     """[P, k]: the answer is not empty."""
 
 
-def prompts_of(name: str) -> tuple[list[Text], NDArray[np.int64]]:
-    """The different prompts of a data set in order of appearance, and their `prompt_groups` numbers [P]."""
+def prompts_of(name: str) -> list[Text]:
+    """The different prompts of a data set in order of appearance."""
     found: dict[int, Text] = {}
     for path in [data_file(file) for file in POOLS[name].files] or [DATA / "demo.jsonl.gz"]:
         pairs = load_pairs(path)
         for group, prompt in zip(prompt_groups(pairs).tolist(), pairs["prompt"], strict=True):
             found.setdefault(group, prompt)
-    return list(found.values()), np.array(list(found))
+    return list(found.values())
 
 
 def answers(
     name: str, folder: Path | str | None = None, generator: Generator | None = None, quick: int | None = None
 ) -> tuple[list[Text], list[list[str]]]:
     """The prompts and the answers sampled to each, kept in `folder`; `quick` takes that many prompts only."""
-    prompts = prompts_of(name)[0][:quick]
+    prompts = prompts_of(name)[:quick]
     generator = generator or Generator.load()
     pool = POOLS[name]
     file = Path(folder or default_root() / "lens") / f"{name}.jsonl"
@@ -109,7 +107,7 @@ def latents(
         found[here[:, 0], here[:, 1]] = encode_texts(generator.backbone, asked, told, views, store)
         print(f"{name}: {min(start + CHUNK, len(prompts))} of {len(prompts)} prompts' answers encoded", flush=True)
     store.compact()
-    return Sampled(prompts, prompts_of(name)[1][:quick], texts, found, valid)
+    return Sampled(prompts, texts, found, valid)
 
 
 def demo_gold(prompts: list[str], texts: list[list[str]]) -> dict[str, Array]:

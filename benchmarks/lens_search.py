@@ -31,7 +31,7 @@ from penchant.backbone import Backbone
 from penchant.encode import encode_pairs
 from penchant.evaluate.learning_curve import nested_order
 from penchant.heads.base import pair_accuracy, prompt_folds
-from penchant.heads.linear import STRENGTHS, BradleyTerryLoss, Spectrum, cross_validate, solve
+from penchant.heads.linear import STRENGTHS, BradleyTerryLoss, Spectrum, pick_strength, solve
 from penchant.latents import LatentPairs
 from penchant.pairs import load_pairs
 from penchant.store_views import open_store
@@ -46,13 +46,9 @@ HELD_OUT = 0.4
 def kernel_margins(train: Array, across: Array, group: Array) -> Array:
     """Score differences of held-out pairs from kernels [n, n] among the seeds and [m, n] across."""
     size = np.trace(train) / len(train)
-    values, vectors = np.linalg.eigh(train / size)
-    keep = values > 1e-9 * values[-1]
-    values, vectors = values[keep], vectors[:, keep]
-    spectrum = Spectrum(vectors * np.sqrt(values), values, vectors / np.sqrt(values))
+    spectrum = Spectrum.of_gram(train / size)
     loss = BradleyTerryLoss(np.zeros((len(group), 1)), 0.0)
-    margins = cross_validate(spectrum, loss, prompt_folds(group, 5, 0), np.array(STRENGTHS))
-    best = STRENGTHS[int(np.argmin(loss.value(margins).mean(0)))]
+    best = pick_strength(spectrum, loss, prompt_folds(group, 5, 0), STRENGTHS)[0]
     v = solve(spectrum, loss, np.ones((len(group), 1)), np.array([best]), 1e-6)[:, 0]
     found: Array = across / size @ (spectrum.axes @ v)
     return found

@@ -25,6 +25,11 @@ def percent(figure: dict[str, float]) -> str:
     return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
 
 
+def points(delta: dict[str, float]) -> str:
+    """A difference of shares in percentage points, with its interval."""
+    return f"{100 * delta['value']:+.1f} ({100 * delta['low']:+.1f} to {100 * delta['high']:+.1f})"
+
+
 def reward_accuracy(record: dict[str, Any]) -> str:
     methods = {
         "auto": "auto",
@@ -37,10 +42,7 @@ def reward_accuracy(record: dict[str, Any]) -> str:
     rows = [["data", "pairs", *methods.values(), "auto - linear, mean"]]
     for name, sizes in record["figures"].items():
         for size, cell in sizes.items():
-            delta = cell["auto_minus_linear_mean"]
-            low, high = 100 * delta["low"], 100 * delta["high"]
-            difference = f"{100 * delta['value']:+.1f} ({low:+.1f} to {high:+.1f})"
-            rows.append([name, size, *(percent(cell[m]) for m in methods), difference])
+            rows.append([name, size, *(percent(cell[m]) for m in methods), points(cell["auto_minus_linear_mean"])])
     return f"{markdown(rows)}\n\nAccuracy in %, {len(record['seeds'])} seeds. {made(record)}"
 
 
@@ -103,11 +105,7 @@ def lens(record: dict[str, Any]) -> str:
         for size in record["figures"][name]:
             found = record["details"][name][size]
             deltas = [found[m][minus] for m, minus in zip(("lens_best", "context_all"), rivals, strict=True)]
-            differences = [
-                f"{100 * delta['value']:+.1f} ({100 * delta['low']:+.1f} to {100 * delta['high']:+.1f})"
-                for delta in deltas
-            ]
-            rows.append([name, size, *(f"{100 * found[m]['value']:.1f}" for m in methods), *differences])
+            rows.append([name, size, *(f"{100 * found[m]['value']:.1f}" for m in methods), *map(points, deltas)])
     return f"{markdown(rows)}\n\nAccuracy in %, {len(record['seeds'])} seeds. {made(record)}"
 
 

@@ -209,4 +209,5 @@ def test_a_prompt_view_changes_nothing_for_a_linear_head_and_is_no_candidate_alo
     assert np.allclose(with_prompt.weight_[:WIDTH], without.weight_)
     assert not with_prompt.weight_[WIDTH:].any()
     assert all(row["views"] != ["10:prompt"] for row in AutoHead().fit(pairs).tried_)
-    assert margins(MLPHead(hidden=4, epochs=2).fit(pairs), pairs).any()  # constant within a pair, yet it may be fitted
+    # Equal on both sides of a pair, but input to an MLP all the same.
+    assert accuracy(MLPHead(hidden=16, batch_size=16).fit(pairs), pairs) > 0.7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from penchant.errors import InputError
-from penchant.heads.base import Head, check_finite, check_latents, check_pairs, pair_accuracy, prompt_folds
-from penchant.heads.linear import (
-    DEFAULT_STRENGTH,
-    STRENGTHS,
-    TOLERANCE,
-    BradleyTerryLoss,
-    Spectrum,
-    cross_validate,
-    solve,
-)
+from penchant.heads.base import Head, check_finite, check_latents, check_pairs, prompt_folds
+from penchant.heads.linear import STRENGTHS, TOLERANCE, BradleyTerryLoss, Spectrum, pick_strength, solve
 from penchant.latents import LatentPairs, Recipe
 
 Array = NDArray[Any]
@@ -171,24 +162,10 @@ class ContextHead(Head, kind="context"):
     def _solve(self, gram: Array, group: Array) -> Array:
         """The dual weights alpha [n] of the pairs: each pair's score difference is gram @ alpha."""
         size = np.trace(gram) / len(gram)
-        values, vectors = np.linalg.eigh(gram / size)
-        keep = values > 1e-9 * values[-1]
-        values, vectors = values[keep], vectors[:, keep]
-        spectrum = Spectrum(vectors * np.sqrt(values), values, vectors / np.sqrt(values))
+        spectrum = Spectrum.of_gram(gram / size)
         loss = BradleyTerryLoss(np.zeros((len(gram), 1)), 0.0)
         fold = prompt_folds(group, self.folds, self.random_state)
-        if fold.max() == 0:
-            warnings.warn(
-                f"all pairs share one prompt, so no strength can be cross-validated; using {DEFAULT_STRENGTH}",
-                UserWarning,
-                stacklevel=3,
-            )
-            self.strength_, self.cv_accuracy_, self.cv_margins_ = DEFAULT_STRENGTH, None, None
-        else:
-            margins = cross_validate(spectrum, loss, fold, np.array(self.strengths))
-            best = int(np.argmin(loss.value(margins).mean(0)))
-            self.strength_, self.cv_margins_ = self.strengths[best], margins[:, best]
-            self.cv_accuracy_ = pair_accuracy(margins[:, best])
+        self.strength_, self.cv_accuracy_, self.cv_margins_ = pick_strength(spectrum, loss, fold, self.strengths)
         v = solve(spectrum, loss, np.ones((len(gram), 1)), np.array([self.strength_]), TOLERANCE)[:, 0]
         alpha: Array = spectrum.axes @ v / size
         return alpha

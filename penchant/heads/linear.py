@@ -74,6 +74,14 @@ class Spectrum(NamedTuple):
             return cls(vectors * np.sqrt(values), values, difference.T @ (vectors / np.sqrt(values)))
         return cls(difference @ vectors, values, vectors)
 
+    @classmethod
+    def of_gram(cls, gram: Array) -> Spectrum:
+        """From inner products [n, n] of differences that are not written out; `axes` [n, r] weigh the pairs instead."""
+        values, vectors = np.linalg.eigh(gram)
+        keep = values > 1e-9 * values[-1]
+        values, vectors = values[keep], vectors[:, keep]
+        return cls(vectors * np.sqrt(values), values, vectors / np.sqrt(values))
+
 
 def solve(spectrum: Spectrum, loss: BradleyTerryLoss, use: Array, strength: Array, tolerance: float) -> Array:
     """Minimise sum_i use_ij l(z_i . v_j) + strength_j / 2 |v_j|^2 for k problems j at once; returns v [r, k].
@@ -189,7 +197,11 @@ class LinearHead(Head, kind="linear"):
         scale = column_scale(difference, pairs.recipe.width)
         spectrum = Spectrum.of(difference / scale)
 
-        self.strength_, self.cv_accuracy_, self.cv_margins_ = self._pick_strength(spectrum, loss, pairs.group)
+        if self.strength is not None:
+            self.strength_, self.cv_accuracy_, self.cv_margins_ = self.strength, None, None
+        else:
+            fold = prompt_folds(pairs.group, self.folds, self.random_state)
+            self.strength_, self.cv_accuracy_, self.cv_margins_ = pick_strength(spectrum, loss, fold, self.strengths)
         everything = np.ones((len(pairs), 1))
         v = solve(spectrum, loss, everything, np.array([self.strength_]), TOLERANCE)[:, 0]
         self.weight_ = spectrum.axes @ v / scale
@@ -204,23 +216,6 @@ class LinearHead(Head, kind="linear"):
     @property
     def parameters(self) -> int:
         return len(self.weight_)
-
-    def _pick_strength(
-        self, spectrum: Spectrum, loss: BradleyTerryLoss, group: Array
-    ) -> tuple[float, float | None, Array | None]:
-        if self.strength is not None:
-            return self.strength, None, None
-        fold = prompt_folds(group, self.folds, self.random_state)
-        if fold.max() == 0:
-            warnings.warn(
-                f"all pairs share one prompt, so no strength can be cross-validated; using {DEFAULT_STRENGTH}",
-                UserWarning,
-                stacklevel=3,
-            )
-            return DEFAULT_STRENGTH, None, None
-        margins = cross_validate(spectrum, loss, fold, np.array(self.strengths))
-        best = int(np.argmin(loss.value(margins).mean(0)))
-        return self.strengths[best], pair_accuracy(margins[:, best]), margins[:, best]
 
     def _margins(self, pairs: LatentPairs) -> Array:
         if not self.margin or pairs.margin is None:
@@ -250,6 +245,25 @@ def column_scale(difference: Array, width: int) -> Array:
     square = np.square(difference).mean(axis=0).reshape(-1, width).mean(axis=1)
     views = np.count_nonzero(square)
     return np.repeat(np.sqrt(np.where(square > 0, square, 1.0) * width * views), width)
+
+
+def pick_strength(
+    spectrum: Spectrum, loss: BradleyTerryLoss, fold: Array, strengths: tuple[float, ...]
+) -> tuple[float, float | None, Array | None]:
+    """The strength with the least out-of-fold loss, its out-of-fold accuracy and its score differences [n].
+
+    With one fold only, which one prompt gives, a warning and (DEFAULT_STRENGTH, None, None).
+    """
+    if fold.max() == 0:
+        warnings.warn(
+            f"all pairs share one prompt, so no strength can be cross-validated; using {DEFAULT_STRENGTH}",
+            UserWarning,
+            stacklevel=3,
+        )
+        return DEFAULT_STRENGTH, None, None
+    margins = cross_validate(spectrum, loss, fold, np.array(strengths))
+    best = int(np.argmin(loss.value(margins).mean(0)))
+    return strengths[best], pair_accuracy(margins[:, best]), margins[:, best]
 
 
 def cross_validate(spectrum: Spectrum, loss: BradleyTerryLoss, fold: Array, strengths: Array) -> Array:

@@ -11,14 +11,13 @@ import numpy as np
 from sklearn.base import clone
 from typing_extensions import Self
 
-from penchant.errors import InputError
 from penchant.evaluate import fit_temperature
 from penchant.heads.auto import CLEARLY, Candidate, clearly_better
 from penchant.heads.base import Head, pair_accuracy, prompt_folds
 from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
 from penchant.latents import Array, LatentPairs
-from penchant.synthesis.base import Synthesizer
+from penchant.synthesis.base import Synthesizer, check_factor
 from penchant.synthesis.reduced import fit_reduced
 
 
@@ -169,12 +168,6 @@ def fit_head(head: Head, pairs: LatentPairs, unlabelled: Array | None) -> Head:
     learn: Any = head.fit
     fitted: Head = learn(pairs, unlabelled) if head.takes_unlabelled and unlabelled is not None else learn(pairs)
     return fitted
-
-
-def check_factor(factor: int) -> None:
-    """Raise InputError unless it is a whole number of at least 1."""
-    if factor < 1 or factor != int(factor):
-        raise InputError(f"factor is {factor}; give a whole number of at least 1, where 1 means the real pairs alone")
 
 
 def _row(name: str, candidate: Candidate, none: Candidate) -> dict[str, Any]:

@@ -119,13 +119,18 @@ class Synthesizer(ABC):
     def _check_seeds(self, pairs: LatentPairs, factor: int) -> None:
         if not hasattr(self, "recipe_"):
             raise InputError(f"this {type(self).__name__} has not been fitted; call fit(pairs) first")
-        if factor < 1 or factor != int(factor):
-            raise InputError(f"factor is {factor}; give a whole number of at least 1, where 1 means the seeds alone")
+        check_factor(factor)
         if len(pairs) == 0:
             raise InputError("there are no pairs to start from; give at least 1")
         differ = self.recipe_.differences(pairs.recipe) + ["views"] * (self.recipe_.views != pairs.recipe.views)
         if differ:
             raise RecipeMismatch(f"the pairs' recipe differs from the fitted one's in {', '.join(differ)}; use one")
+
+
+def check_factor(factor: int) -> None:
+    """Raise InputError unless it is a whole number of at least 1."""
+    if factor < 1 or factor != int(factor):
+        raise InputError(f"factor is {factor}; give a whole number of at least 1, where 1 means the real pairs alone")
 
 
 def _responses(pairs: LatentPairs) -> LatentPairs:

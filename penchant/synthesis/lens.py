@@ -85,12 +85,14 @@ class Lens(Synthesizer, kind="lens"):
             mean), reconstruction_on ("held-out": a tenth of the prompts that the VAE has not seen, "training" below
             50 pairs or 10 prompts), kl_by_dimension (mean over at most 4,096 training pairs), active_units (dimensions
             of mu whose variance over them is above 0.01; Burda et al. 2016), steps, seconds, parameters.
+        collapsed_: whether no unit is active or less than .05 is reconstructed; `fit` warns of it.
     """
 
     standardiser_: Standardiser
     encoder_: Weights
     decoder_: Weights
     diagnostics_: dict[str, Any]
+    collapsed_: bool
 
     def __init__(
         self,
@@ -170,7 +172,8 @@ class Lens(Synthesizer, kind="lens"):
             "seconds": time.perf_counter() - start,
             "parameters": sum(w.size for w in self.encoder_ + self.decoder_),
         }
-        if active == 0 or share < COLLAPSED_SHARE:
+        self.collapsed_ = active == 0 or share < COLLAPSED_SHARE
+        if self.collapsed_:
             warnings.warn(
                 f"the VAE has collapsed: {active} of its {self.latent} dimensions are active and it reconstructs "
                 f"{max(share, 0):.0%} of the {self.diagnostics_['reconstruction_on']} latents' variance, so its pairs "

@@ -23,6 +23,7 @@ from penchant.errors import InputError
 from penchant.generation import Generator
 from penchant.packing import stack_keys
 from penchant.pairs import prompt_groups, to_text
+from penchant.synthesis.base import check_factor
 
 log = logging.getLogger(__name__)
 
@@ -159,8 +160,7 @@ def augment(
     Raises:
         InputError: a factor below 1, or too few answers for it.
     """
-    if factor < 1:
-        raise InputError(f"factor is {factor}; use 1 for the seeds alone, or more.")
+    check_factor(factor)
     if factor == 1:
         return _with_source(pairs)
     _, where, counts = np.unique(prompt_groups(pairs), return_index=True, return_counts=True)

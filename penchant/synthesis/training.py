@@ -15,8 +15,8 @@ from penchant.heads.base import pair_accuracy, prompt_folds
 from penchant.heads.context import MOST_PAIRS
 from penchant.latents import Array, LatentPairs, Recipe
 from penchant.synthesis import SYNTHESIZERS, Lens, Synthesizer, order_kept, order_preservation
-from penchant.synthesis.augmented import Augmented, check_factor, choose_synthesis, fit_head, held_out_margins
-from penchant.synthesis.lens import COLLAPSED_SHARE
+from penchant.synthesis.augmented import Augmented, choose_synthesis, fit_head, held_out_margins
+from penchant.synthesis.base import check_factor
 
 CANDIDATES = ("lens", "pca", "noise")
 """What "auto" tries beside no synthesis, each with its default arguments."""
@@ -176,16 +176,14 @@ def _with_synthesis(
         says = f"{(factor - 1) * n:,} synthetic pairs by {used.name} were added to {n:,} real ones."
     else:
         says = "No synthetic pairs: a factor of 1 means the real pairs alone." if factor == 1 else ""
-    diagnostics = getattr(used, "diagnostics_", {})
     facts = {
         "kind": used.name if used is not None else "none",
         "arguments": used.get_params() if used is not None else {},
         "factor": factor if used is not None else 1,
         "real": n,
         "unlabelled": len(unlabelled) if unlabelled is not None and _reads_unlabelled(used, head) else 0,
-        "diagnostics": diagnostics,
-        "collapsed": isinstance(used, Lens)
-        and (diagnostics["active_units"] == 0 or diagnostics["reconstruction_share"] < COLLAPSED_SHARE),
+        "diagnostics": getattr(used, "diagnostics_", {}),
+        "collapsed": isinstance(used, Lens) and used.collapsed_,
         "decision": decision.to_dict() if decision is not None else None,
         "says": " ".join(filter(None, (says, decision.says if decision is not None else "", lowered.strip()))),
     }
