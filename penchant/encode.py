@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -22,12 +20,12 @@ from penchant.errors import InputError
 from penchant.latents import PROMPT, LatentPairs, Recipe
 from penchant.packing import Batch, Keys, pack, packed_spans, padded_spans, stack_keys
 from penchant.pairs import prompt_groups
+from penchant.workers import run_batches
 
 TOKEN_BUDGET = 1024
 """Tokens run at once by default: matrix products at full speed, and activations that stay in the cache."""
 CHUNK = 4096
 """Pairs whose texts are held in memory at once."""
-MOST_WORKERS = 8
 REFRESH_SECONDS = 1.0
 """How often to look for what other processes have stored: each look lists the whole folder."""
 
@@ -118,7 +116,8 @@ def encode(
     planned = list(pack(unique.values(), token_budget, packed=backbone.packed))
     batches = _unfinished(planned, store, token_budget, backbone.packed)
     start = time.perf_counter()
-    for batch, latents in _run_all(backbone, recipe, batches, store):
+    missing_now = _still_missing(batches, store)
+    for batch, latents in run_batches(backbone, missing_now, lambda batch: batch_latents(backbone, recipe, batch)):
         _check_finite(batch, latents, recipe)
         store.write(batch.keys, latents)
         cost.unique_tokens += batch.tokens
@@ -265,41 +264,15 @@ def _unfinished(batches: list[Batch], store: LatentStore, budget: int, packed: b
     return whole + list(pack(rest, budget, packed=packed))
 
 
-def _run_all(
-    backbone: Backbone, recipe: Recipe, batches: list[Batch], store: LatentStore
-) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-    """Batches with their latents, in order; batches that another process has stored by now are passed over.
-
-    On a CPU each core works on a batch of its own: the operations between the matrix products are too small to
-    split, and cores that wait for each other after every one of them would idle.
-    """
-    cores = torch.get_num_threads()
-    workers = min(MOST_WORKERS, cores) if backbone.device.type == "cpu" else 1
-
-    def use_threads() -> None:
-        # The same for one batch as for many: sums over other numbers of threads may differ in their last bits.
-        torch.set_num_threads(max(1, cores // workers))
-
-    with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
-        ahead: deque[tuple[Batch, Future[NDArray[np.float32]]]] = deque()
-        try:
+def _still_missing(batches: list[Batch], store: LatentStore) -> Iterator[Batch]:
+    """The batches in order, but for those that another process has stored by the time they are asked for."""
+    looked = time.monotonic()
+    for batch in batches:
+        if time.monotonic() - looked > REFRESH_SECONDS:
+            store.refresh()
             looked = time.monotonic()
-            for batch in batches:
-                if time.monotonic() - looked > REFRESH_SECONDS:
-                    store.refresh()
-                    looked = time.monotonic()
-                if _known(batch, store).all():  # another process was faster
-                    continue
-                ahead.append((batch, pool.submit(batch_latents, backbone, recipe, batch)))
-                if len(ahead) > workers:
-                    done, future = ahead.popleft()
-                    yield done, future.result()
-            while ahead:
-                done, future = ahead.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
+        if not _known(batch, store).all():
+            yield batch
 
 
 def batch_latents(backbone: Backbone, recipe: Recipe, batch: Batch) -> NDArray[np.float32]:

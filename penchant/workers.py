@@ -1,0 +1,47 @@
+"""Batches through the backbone, one a core, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from penchant.backbone import Backbone
+from penchant.packing import Batch
+
+MOST_WORKERS = 8
+T = TypeVar("T")
+
+
+def run_batches(
+    backbone: Backbone, batches: Iterable[Batch], function: Callable[[Batch], T]
+) -> Iterator[tuple[Batch, T]]:
+    """Each batch with what `function` gives for it, in order; `batches` is read as the work gets on.
+
+    On a CPU each core works on a batch of its own: the operations between the matrix products are too small to
+    split, and cores that wait for each other after every one of them would idle.
+    """
+    cores = torch.get_num_threads()
+    workers = min(MOST_WORKERS, cores) if backbone.device.type == "cpu" else 1
+
+    def use_threads() -> None:
+        # The same for one batch as for many: sums over other numbers of threads may differ in their last bits.
+        torch.set_num_threads(max(1, cores // workers))
+
+    with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
+        ahead: deque[tuple[Batch, Future[T]]] = deque()
+        try:
+            for batch in batches:
+                ahead.append((batch, pool.submit(function, batch)))
+                if len(ahead) > workers:
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+            while ahead:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
