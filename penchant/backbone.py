@@ -64,7 +64,7 @@ class Backbone:
         base: Any = model.base_model  # without the vocabulary's head
         self.model: transformers.PreTrainedModel = base.eval().requires_grad_(False)
         self.name, self.revision = name, revision
-        self.layers = decoder_layers(model)
+        self.layers = _decoder_layers(model)
         self.depth = self.layers_run = len(self.layers)
         self.config = model.config.get_text_config()
         self.width = int(self.config.hidden_size)
@@ -231,6 +231,21 @@ class Backbone:
         return calls == self.depth and all(bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs)
 
 
+def load_whole(
+    name: str = DEFAULT,
+    dtype: str = "auto",
+    revision: str | None = None,
+    max_length: int = 2048,
+    trust_remote_code: bool = False,
+) -> tuple[transformers.PreTrainedModel, Backbone]:
+    """A causal LLM with its vocabulary's head, and a backbone on the same weights; arguments as in `Backbone.load`."""
+    model, tokenizer, digest, reason = load_llm(name, dtype, revision, trust_remote_code)
+    on_device: Any = model
+    backbone = Backbone(on_device.to(default_device()), tokenizer, name, digest, max_length=max_length)
+    backbone.dtype_reason = reason
+    return model, backbone
+
+
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -333,7 +348,7 @@ def _positions(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
+def _decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:

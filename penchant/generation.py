@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from penchant.answer_file import append_batch, read_batches
-from penchant.backbone import DEFAULT, PROBE_TOLERANCE, Backbone, default_device, load_llm
+from penchant.backbone import DEFAULT, PROBE_TOLERANCE, Backbone, load_whole
 from penchant.chat import Text
 from penchant.decoding import TOP, Decoder, draw
 from penchant.errors import InputError
@@ -70,11 +70,7 @@ class Generator:
         trust_remote_code: bool = False,
     ) -> Generator:
         """Load an LLM as `Backbone.load` does; the arguments and the errors are the same."""
-        model, tokenizer, digest, reason = load_llm(name, dtype, revision, trust_remote_code)
-        on_device: Any = model
-        backbone = Backbone(on_device.to(default_device()), tokenizer, name, digest, max_length=max_length)
-        backbone.dtype_reason = reason
-        return cls(model, backbone)
+        return cls(*load_whole(name, dtype, revision, max_length, trust_remote_code))
 
     def sample(
         self,

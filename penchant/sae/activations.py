@@ -94,7 +94,7 @@ class TokenBlocks:
 
     def block(self, number: int) -> Tensor:
         """States [t, width] of block `number`, in the backbone's number type, on the CPU."""
-        tokens = self._tokens(self.rows[number])
+        tokens = self.tokens(number)
         if self.keep is None:
             return self._run(tokens)
         digest = hashlib.sha256(b"".join(sorted(item.key for item in tokens))).hexdigest()[:16]
@@ -105,6 +105,10 @@ class TokenBlocks:
             save_file({"states": self._run(tokens)}, partial)
             partial.replace(path)
         return load_file(path)["states"]
+
+    def tokens(self, number: int) -> list[Tokens]:
+        """The distinct sequences of block `number`."""
+        return self._tokens(self.rows[number])
 
     def _run(self, tokens: list[Tokens]) -> Tensor:
         opening = template_opening(self.backbone)

@@ -44,7 +44,7 @@ class SAEConfig:
     """Of every state by itself, undone after decoding: "layer_norm" encodes (x - mean) / (std + 1e-5), "constant_norm"
     x sqrt(d) / |x|."""
     scale: float = 1.0
-    """Every state is multiplied by it before all else, and the reconstruction divided; 1 where states are normalised."""
+    """Every state is multiplied by it before all else, and the reconstruction divided; 1 beside a `normalize`."""
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

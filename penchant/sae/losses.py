@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -96,7 +97,12 @@ class Selected(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.kept, ctx.m = kept, len(weight)
         ends = torch.cat([kept.offsets, torch.tensor([len(kept.latents)])])
-        pattern = torch.sparse_csr_tensor(ends, kept.latents, torch.zeros(len(kept.latents)), (len(x), len(weight)))
+        size = (len(x), len(weight))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            pattern = torch.sparse_csr_tensor(
+                ends, kept.latents, torch.zeros(len(kept.latents)), size, check_invariants=False
+            )
         product: Tensor = torch.sparse.sampled_addmm(pattern, x, weight.t(), beta=0.0)
         return product.values()
 

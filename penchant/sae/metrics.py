@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penchant.backbone import decoder_layers
+from penchant.backbone import Backbone
 from penchant.chat import Tokens
-from penchant.sae.activations import shared_start
+from penchant.errors import InputError
+from penchant.sae.activations import shared_start, template_opening
 from penchant.sae.autoencoder import SparseAutoencoder
 
 ROWS = 1024
@@ -89,20 +90,26 @@ class LossRecovered:
 
 @torch.inference_mode()
 def loss_recovered(
-    model: Any, sae: SparseAutoencoder, sequences: Iterable[Tokens], mean: Tensor, opening: Tensor
+    model: Any, backbone: Backbone, sae: SparseAutoencoder, sequences: Iterable[Tokens], mean: Tensor
 ) -> LossRecovered:
     """Next-token loss of a causal LM on whole sequences, with the SAE spliced in at its layer.
 
-    The positions that training leaves out (the template's `opening` [o] or the first token) keep their own states.
+    The positions that training leaves out (the template's opening or the first token) keep their own states.
 
     Args:
-        model: the causal LM with its vocabulary's head, not cut.
+        model, backbone: from `load_whole`, not cut.
         sae: `config.layer` says where.
         sequences: prompt and response ids; the loss is that of every token after the first replaced state.
         mean: mean state [d] of the layer.
+
+    Raises:
+        InputError: the layer is not known, or is the last, whose state is taken after the final norm.
     """
-    assert sae.config.layer is not None
-    layer = decoder_layers(model)[sae.config.layer - 1]
+    number = sae.config.layer
+    if number is None or not 1 <= number < backbone.layers_run:
+        raise InputError(f"no SAE of layer {number} can be spliced into an LLM of {backbone.layers_run} layers")
+    layer, opening = backbone.layers[number - 1], template_opening(backbone)
+    backbone.config._attn_implementation = backbone.plain_attention
     replacements = (lambda x: x, sae, lambda x: mean.to(x).expand_as(x), torch.zeros_like)
     sums, count = [0.0] * 4, 0
     for item in sequences:

@@ -45,9 +45,9 @@ class TrainingConfig:
     """Weight of AuxK: the dead latents reconstruct what the others left over."""
     dead_after: int = 200_000
     """States for which a latent must have been silent to count as dead."""
-    l0_weight: float = 0.1
+    l0_weight: float = 10.0
     """Weight of jumprelu's penalty (L0 / k - 1)^2."""
-    bandwidth: float = 0.3
+    bandwidth: float = 1.0
     """Of jumprelu's straight-through estimate, in units of the normalised states."""
     normalize: str = "none"
     seed: int = 0
@@ -98,7 +98,9 @@ class Trainer:
         """A fresh SAE whose scale, bias and thresholds suit the first block [t, d]; `facts` go to its config."""
         d = first.shape[1]
         first = first.float()
-        scale = 1.0 if config.normalize != "none" else math.sqrt(d) / float(first.norm(dim=1).mean())
+        mean_norm = float(first.norm(dim=1).mean())
+        # A power of two, so that folding it into saved weights changes no bit.
+        scale = 1.0 if config.normalize != "none" else 2.0 ** round(math.log2(math.sqrt(d) / mean_norm))
         described = SAEConfig(
             d_in=d,
             d_sae=config.latents or 16 * d,
