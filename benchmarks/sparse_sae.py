@@ -71,6 +71,11 @@ def trained(work: Path, backbone: Backbone) -> SparseAutoencoder:
     return load_sae(folder)
 
 
+def a_block(work: Path, backbone: Backbone) -> Tensor:
+    """States [t, d] of the first block."""
+    return TokenBlocks(backbone, texts(), LAYER, keep=work / "states").block(0)
+
+
 def judged(sae: SparseAutoencoder, blocks: TokenBlocks) -> dict[str, Any]:
     """Quality on the held-out block, and the LLM's loss on its first sequences."""
     held_out = blocks.block(len(blocks) - 1)
@@ -121,7 +126,7 @@ def sae_lens_step(d: int, m: int, config: TrainingConfig, ours: SparseAutoencode
 
     def step(x: Tensor) -> None:
         made = sae.training_forward_pass(
-            TrainStepInput(sae_in=x * scale, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False)
+            TrainStepInput(x * scale, {}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False)
         )
         adam.zero_grad()
         made.loss.backward()

@@ -1,0 +1,202 @@
+"""SparseRM and its kin against dense heads: accuracy, faithfulness, stability, steering, persons, the SAE itself.
+
+    python benchmarks/sparse.py --quick     # hh_harmless and ultrafeedback, 300 pairs, 2 seeds; the SAE must be there
+    python benchmarks/sparse.py             # everything; 10 seeds
+
+The SAE is trained here (sparse_sae.py) on training texts, and kept in --work. Training pairs are drawn by whole
+prompts at each seed; all choices (strength, selection, stopping) are made on them alone. ultrafeedback's training and
+test pairs are drawn anew at each seed. Intervals are over seeds and test prompts together. sparse_methods.py describes the rows.
+
+Every (data set, size, seed) is kept in --work as it is done: a run that was killed goes on, and several processes can
+share the work (--part 0/2, --part 1/2, then once without).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sparse_checks
+import sparse_data
+import sparse_people
+import sparse_sae
+import sparse_steering
+from common import HERE, RESULTS, finish, skip, table
+from numpy.typing import NDArray
+from sparse_methods import METHODS, fitted
+
+from penchant.backbone import Backbone
+from penchant.evaluate import Interval, correctness
+from penchant.evaluate.learning_curve import seeds_and_prompts_interval
+from penchant.heads import SparseHead
+from penchant.sae import SparseAutoencoder
+from penchant.sae.formats import load_sae
+
+LLM_PARAMETERS = 134_515_008
+DELETED = ("all", "without_top", "without_random")
+
+
+def run_cell(source: sparse_data.Source, sae: SparseAutoencoder, size: int, seed: int, file: Path) -> None:
+    """Fit every row on one draw of training pairs and keep what it got right on the test pairs."""
+    train, rows = source.draw(size, seed)
+    test = source.tested.take(rows)
+    kept: dict[str, Any] = {"rows": rows, **sparse_checks.stability(sae, train, seed)}
+    for fit in fitted(train, sae, seed):
+        part = test.select(fit.views)
+        kept[f"right:{fit.name}"] = correctness(fit.head.score(part.chosen), fit.head.score(part.rejected))
+        kept[f"seconds:{fit.name}"] = fit.seconds
+        kept[f"parameters:{fit.name}"] = fit.head.parameters
+        if fit.name == "sparse":
+            assert isinstance(fit.head, SparseHead)
+            found = sparse_checks.deletion(fit.head, train.select(fit.views), part, seed)
+            kept |= {f"deleted:{name}": values for name, values in found.items()}
+    partial = file.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **{name: np.asarray(value) for name, value in kept.items()})
+    os.replace(partial, file)
+
+
+def merge(source: sparse_data.Source, files: list[Path]) -> dict[str, Any]:
+    """All rows of one data set and size, with intervals."""
+    cells = [dict(np.load(file)) for file in files]
+    groups, n = source.tested.group, len(source.tested)
+
+    def spread(key: str) -> NDArray[Any]:
+        found = np.full((len(cells), n), np.nan)
+        for i, cell in enumerate(cells):
+            found[i, cell["rows"]] = cell[key]
+        return found
+
+    right = {name: spread(f"right:{name}") for name in METHODS}
+    rows: dict[str, Any] = {}
+    for name, correct in right.items():
+        rows[name] = figure(seeds_and_prompts_interval(correct, groups))
+        for rival in ("ridge", "ridge_15", "random", "random_printed"):
+            rows[name][f"minus_{rival}"] = figure(seeds_and_prompts_interval(correct - right[rival], groups))
+        rows[name]["seconds"] = round(float(np.median([cell[f"seconds:{name}"] for cell in cells])), 3)
+        rows[name]["parameters"] = int(np.median([cell[f"parameters:{name}"] for cell in cells]))
+    deleted = {name: spread(f"deleted:{name}") for name in DELETED}
+    gap = deleted["without_random"] - deleted["without_top"]
+    checks = {name: figure(seeds_and_prompts_interval(value, groups)) for name, value in deleted.items()}
+    checks["deletion_gap"] = figure(seeds_and_prompts_interval(gap, groups))
+    for kind in ("jaccard", "chance"):
+        checks |= {f"{kind}_{of}": mean(cells, f"{kind}:{of}") for of in ("sparse", "printed")}
+    return {"rows": rows, "checks": checks}
+
+
+def mean(cells: list[dict[str, Any]], key: str) -> float:
+    return round(float(np.mean([cell[key] for cell in cells])), 4)
+
+
+def figure(found: Interval) -> dict[str, Any]:
+    return {name: round(getattr(found, name), 4) for name in ("value", "low", "high")}
+
+
+def headline(found: dict[str, Any]) -> dict[str, float]:
+    """The stable keys of one data set and size: `sparse` is our variant, `printed` the paper's."""
+    rows, checks = found["rows"], found["checks"]
+    return {
+        "sparse_acc": rows["sparse"]["value"],
+        "sparse_printed_acc": rows["sparse_printed"]["value"],
+        "random_directions_acc": rows["random"]["value"],
+        "random_printed_acc": rows["random_printed"]["value"],
+        "ridge_acc": rows["ridge"]["value"],
+        "delta_vs_random": rows["sparse"]["minus_random"]["value"],
+        "delta_vs_random_ci_low": rows["sparse"]["minus_random"]["low"],
+        "printed_delta_vs_random": rows["sparse_printed"]["minus_random_printed"]["value"],
+        "printed_delta_vs_random_ci_low": rows["sparse_printed"]["minus_random_printed"]["low"],
+        "delta_vs_ridge": rows["sparse"]["minus_ridge"]["value"],
+        "trainable_share": rows["sparse"]["parameters"] / LLM_PARAMETERS,
+        "deletion_gap": checks["deletion_gap"]["value"],
+        "deletion_gap_ci_low": checks["deletion_gap"]["low"],
+        "stability": checks["jaccard_sparse"],
+        "stability_by_chance": checks["chance_sparse"],
+    }
+
+
+def shown(rows: dict[str, Any], name: str) -> list[str]:
+    row = rows[name]
+    deltas = [row[f"minus_{rival}"] for rival in ("ridge", "random")]
+    return [
+        name,
+        f"{row['value']:.3f} ({row['low']:.3f}-{row['high']:.3f})",
+        *(f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})" for d in deltas),
+        f"{row['parameters']:,}",
+        f"{row['seconds']:.2f}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under five minutes from cached latents and a trained SAE")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--sets", nargs="+", choices=sparse_data.SETS, default=list(sparse_data.SETS))
+    parser.add_argument("--cache", help="folder of the latents' cache")
+    parser.add_argument("--work", default=str(HERE.parent / "runs" / "sparse"), help="folder of the SAE and cells")
+    parser.add_argument("--part", default="0/1", help="i/k: do every k-th cell only, and print no table")
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    names = ["hh_harmless", "ultrafeedback"] if options.quick else options.sets
+    seeds = range(2 if options.quick else options.seeds)
+    work = Path(options.work)
+    cells = work / "cells"
+    cells.mkdir(parents=True, exist_ok=True)
+    if options.quick and not (work / "sae" / "cfg.json").is_file():
+        skip(f"there is no SAE in {work}; a full run trains one there in about half an hour")
+    backbone = Backbone.load()
+    sae = load_sae(work / "sae") if options.quick else sparse_sae.trained(work, backbone)
+    figures: dict[str, Any] = {}
+    details: dict[str, Any] = {"methods": METHODS, "sae": sae.facts, "sets": {}}
+    number = 0
+    for name in names:
+        source = sparse_data.load(name, backbone, options.cache)
+        figures[name], details["sets"][name] = {}, {}
+        for size in source.sizes()[: 1 if options.quick else None]:
+            files = [cells / f"{name}-{size}-{seed}.npz" for seed in seeds]
+            for seed, file in zip(seeds, files, strict=True):
+                number += 1
+                if number % parts == part and not file.exists():
+                    run_cell(source, sae, size, seed, file)
+                    print(f"{file.stem}: done", flush=True)
+            if parts > 1:
+                continue
+            found = details["sets"][name][str(size)] = merge(source, files)
+            figures[name][str(size)] = headline(found)
+            header = ["", "accuracy", "minus ridge", "minus random directions", "parameters", "seconds"]
+            print(f"\n{name}, {size} training pairs, {len(files)} seeds")
+            print(table([header, *(shown(found["rows"], row) for row in METHODS)]))
+            print("  ".join(f"{k} {v['value'] if isinstance(v, dict) else v}" for k, v in found["checks"].items()))
+        if name == "hh_harmless" and parts == 1:
+            assert source.test is not None
+            details["steering"] = sparse_steering.measure(sae, source.pairs, source.test)
+            if not options.quick:
+                sparse_steering.plot(details["steering"], RESULTS / "sparse_steering.html")
+    if parts > 1:
+        print(json.dumps({"part": options.part, "cells": number}))
+        return
+    print("\nsteering", json.dumps(details["steering"]))
+    people = sparse_people.measure(backbone, options.cache, range(2) if options.quick else seeds)
+    print(f"\nconvarg, {people['people']} persons")
+    columns = [["", "accuracy", "minus pooled"]]
+    for name, row in people["rows"].items():
+        low = row["minus_pooled"]
+        columns.append([name, f"{row['value']:.3f}", f"{low['value']:+.3f} ({low['low']:+.3f} to {low['high']:+.3f})"])
+    print(table(columns))
+    details["people"] = people
+    figures |= {f"convarg_{name}": row["value"] for name, row in people["rows"].items()}
+    figures |= {f"sae_{name}": value for name, value in sae.facts["quality"].items()}
+    figures["sae_loss_recovered"] = sae.facts["loss"]["recovered"]
+    figures["sae_training_tokens"] = sae.facts["tokens"]
+    states = sparse_sae.a_block(work, backbone)
+    figures |= sparse_sae.speed(states)
+    for name in ("sae_variance_explained", "sae_l0", "sae_dead_share", "sae_loss_recovered", "sae_speed_ratio"):
+        print(f"{name}: {figures.get(name)}")
+    full = not options.quick and set(names) == set(sparse_data.SETS)
+    finish("sparse", figures, full=full, details=details, seeds=list(seeds))
+
+
+if __name__ == "__main__":
+    main()
