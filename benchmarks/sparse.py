@@ -5,7 +5,8 @@
 
 The SAE is trained here (sparse_sae.py) on training texts, and kept in --work. Training pairs are drawn by whole
 prompts at each seed; all choices (strength, selection, stopping) are made on them alone. ultrafeedback's training and
-test pairs are drawn anew at each seed. Intervals are over seeds and test prompts together. sparse_methods.py describes the rows.
+test pairs are drawn anew at each seed. Intervals are over seeds and test
+prompts together. sparse_methods.py describes the rows.
 
 Every (data set, size, seed) is kept in --work as it is done: a run that was killed goes on, and several processes can
 share the work (--part 0/2, --part 1/2, then once without).
@@ -37,6 +38,9 @@ from penchant.sae import SparseAutoencoder
 from penchant.sae.formats import load_sae
 
 LLM_PARAMETERS = 134_515_008
+RIVALS = ("ridge", "ridge_15", "random", "random_16", "random_printed", "random_sae")
+CHECKED = ("sparse", "sparse_16", "sparse_active")
+"""Rows whose features are looked at."""
 DELETED = ("all", "without_top", "without_random")
 
 
@@ -50,10 +54,10 @@ def run_cell(source: sparse_data.Source, sae: SparseAutoencoder, size: int, seed
         kept[f"right:{fit.name}"] = correctness(fit.head.score(part.chosen), fit.head.score(part.rejected))
         kept[f"seconds:{fit.name}"] = fit.seconds
         kept[f"parameters:{fit.name}"] = fit.head.parameters
-        if fit.name == "sparse":
+        if fit.name in CHECKED:
             assert isinstance(fit.head, SparseHead)
             found = sparse_checks.deletion(fit.head, train.select(fit.views), part, seed)
-            kept |= {f"deleted:{name}": values for name, values in found.items()}
+            kept |= {f"{name}:{fit.name}": values for name, values in found.items()}
     partial = file.with_suffix(".partial.npz")
     np.savez_compressed(partial, **{name: np.asarray(value) for name, value in kept.items()})
     os.replace(partial, file)
@@ -74,16 +78,19 @@ def merge(source: sparse_data.Source, files: list[Path]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, correct in right.items():
         rows[name] = figure(seeds_and_prompts_interval(correct, groups))
-        for rival in ("ridge", "ridge_15", "random", "random_printed"):
+        for rival in RIVALS:
             rows[name][f"minus_{rival}"] = figure(seeds_and_prompts_interval(correct - right[rival], groups))
         rows[name]["seconds"] = round(float(np.median([cell[f"seconds:{name}"] for cell in cells])), 3)
         rows[name]["parameters"] = int(np.median([cell[f"parameters:{name}"] for cell in cells]))
-    deleted = {name: spread(f"deleted:{name}") for name in DELETED}
-    gap = deleted["without_random"] - deleted["without_top"]
-    checks = {name: figure(seeds_and_prompts_interval(value, groups)) for name, value in deleted.items()}
-    checks["deletion_gap"] = figure(seeds_and_prompts_interval(gap, groups))
-    for kind in ("jaccard", "chance"):
-        checks |= {f"{kind}_{of}": mean(cells, f"{kind}:{of}") for of in ("sparse", "printed")}
+    checks: dict[str, Any] = {}
+    for name in CHECKED:
+        deleted = {kind: spread(f"{kind}:{name}") for kind in DELETED}
+        found = {kind: figure(seeds_and_prompts_interval(value, groups)) for kind, value in deleted.items()}
+        gap = deleted["without_random"] - deleted["without_top"]
+        found["deletion_gap"] = figure(seeds_and_prompts_interval(gap, groups))
+        for kind in ("jaccard", "chance"):
+            found[kind] = mean(cells, f"{kind}:{name}")
+        checks[name] = found
     return {"rows": rows, "checks": checks}
 
 
@@ -97,7 +104,7 @@ def figure(found: Interval) -> dict[str, Any]:
 
 def headline(found: dict[str, Any]) -> dict[str, float]:
     """The stable keys of one data set and size: `sparse` is our variant, `printed` the paper's."""
-    rows, checks = found["rows"], found["checks"]
+    rows, checks = found["rows"], found["checks"]["sparse_16"]
     return {
         "sparse_acc": rows["sparse"]["value"],
         "sparse_printed_acc": rows["sparse_printed"]["value"],
@@ -108,12 +115,18 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
         "delta_vs_random_ci_low": rows["sparse"]["minus_random"]["low"],
         "printed_delta_vs_random": rows["sparse_printed"]["minus_random_printed"]["value"],
         "printed_delta_vs_random_ci_low": rows["sparse_printed"]["minus_random_printed"]["low"],
+        "sparse_16_acc": rows["sparse_16"]["value"],
+        "random_16_acc": rows["random_16"]["value"],
+        "delta_16_vs_random": rows["sparse_16"]["minus_random_16"]["value"],
+        "delta_16_vs_random_ci_low": rows["sparse_16"]["minus_random_16"]["low"],
         "delta_vs_ridge": rows["sparse"]["minus_ridge"]["value"],
+        "ridge_15_acc": rows["ridge_15"]["value"],
+        "delta_vs_ridge_15": rows["sparse"]["minus_ridge_15"]["value"],
         "trainable_share": rows["sparse"]["parameters"] / LLM_PARAMETERS,
         "deletion_gap": checks["deletion_gap"]["value"],
         "deletion_gap_ci_low": checks["deletion_gap"]["low"],
-        "stability": checks["jaccard_sparse"],
-        "stability_by_chance": checks["chance_sparse"],
+        "stability": checks["jaccard"],
+        "stability_by_chance": checks["chance"],
     }
 
 
@@ -168,7 +181,9 @@ def main() -> None:
             header = ["", "accuracy", "minus ridge", "minus random directions", "parameters", "seconds"]
             print(f"\n{name}, {size} training pairs, {len(files)} seeds")
             print(table([header, *(shown(found["rows"], row) for row in METHODS)]))
-            print("  ".join(f"{k} {v['value'] if isinstance(v, dict) else v}" for k, v in found["checks"].items()))
+            for row, checks in found["checks"].items():
+                said = (f"{k} {v['value'] if isinstance(v, dict) else v}" for k, v in checks.items())
+                print(row, "  ".join(said))
         if name == "hh_harmless" and parts == 1:
             assert source.test is not None
             details["steering"] = sparse_steering.measure(sae, source.pairs, source.test)

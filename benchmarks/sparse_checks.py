@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sparse_methods import BOTH, LAST
+from sparse_methods import BOTH
 
 from penchant.evaluate import correctness
 from penchant.heads import SparseHead
 from penchant.heads.base import prompt_folds
+from penchant.heads.sae_features import encode_views
 from penchant.latents import LatentPairs
 from penchant.sae import SparseAutoencoder
 
 REMOVED = 10
 DRAWS = 20
-ZEROS = np.zeros(1)
 
 
 def deletion(head: SparseHead, train: LatentPairs, test: LatentPairs, seed: int) -> dict[str, NDArray[Any]]:
@@ -51,21 +51,25 @@ def deletion(head: SparseHead, train: LatentPairs, test: LatentPairs, seed: int)
 def stability(sae: SparseAutoencoder, pairs: LatentPairs, seed: int) -> dict[str, float]:
     """Jaccard index of the features chosen from two halves of the pairs that share no prompt, and by chance.
 
-    By chance: as many latents drawn from those active in one state of a hundred, which is where selection looks.
+    By chance: as many latents drawn from all that are active in some state.
     """
     half = prompt_folds(pairs.group, 2, seed)
     found = {}
-    published = {"k": 128, "selection": "frequency", "features": "projection"}
-    kinds: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {"sparse": ({}, BOTH), "printed": (published, LAST)}
-    for name, (settings, views) in kinds.items():
+    kinds: dict[str, dict[str, Any]] = {
+        "sparse": {},
+        "sparse_16": {"k": 16},
+        "sparse_active": {"k": 16, "selection": "activation", "features": "activation"},
+    }
+    seen = pairs.select(BOTH)
+    for name, settings in kinds.items():
         chosen = []
         for part in (0, 1):
-            head = SparseHead(sae, **settings).fit(pairs.select(views).take(half == part))
+            head = SparseHead(sae, **settings).fit(seen.take(half == part))
             chosen.append(set(zip(head.feature_view_.tolist(), head.features_.tolist(), strict=True)))
         a, b = chosen
         found[f"jaccard:{name}"] = len(a & b) / len(a | b)
-        codes = head.codes(pairs.select(views).chosen)
-        live = np.flatnonzero((codes > 0).sum(axis=0) >= len(pairs) / 100)
+        codes = encode_views(sae, head.states(seen.chosen))
+        live = np.flatnonzero((codes > 0).sum(axis=0))
         rng = np.random.default_rng(seed)
         drawn = [set(rng.choice(live, min(len(a), len(live)), replace=False).tolist()) for _ in range(2 * DRAWS)]
         found[f"chance:{name}"] = float(np.mean([len(x & y) / len(x | y) for x, y in pairwise(drawn)]))

@@ -21,7 +21,7 @@ MOST = 0.5
 
 
 def measure(sae: SparseAutoencoder, train: LatentPairs, test: LatentPairs) -> dict[str, Any]:
-    """Mean absolute shift of the test pairs' margins by factor, where the feature fires on a side and where it does not.
+    """Mean absolute shift of the test pairs' margins by factor, where the feature fires on a side and elsewhere.
 
     The feature is the one to which the harmless training pairs are most sensitive (SARM's measure), among those with a
     weight for the chosen side that fire in 2% to 50% of the training states.

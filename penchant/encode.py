@@ -217,10 +217,14 @@ def encode_texts(
     token_budget: int = TOKEN_BUDGET,
     label: str | None = None,
     cost: Cost | None = None,
+    rows: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """Latents [n, width * len(views)] of response i to prompt i; a `label` shows progress, `cost` is added to."""
+    """Latents [n, width * len(views)] of response i to prompt i; a `label` shows progress, `cost` is added to.
+
+    Raises InputError for a response the chat template refuses, named rows[i] (or i).
+    """
     store = store if store is not None else MemoryStore()
-    tokens = backbone.chat.encode(prompts, responses)
+    tokens = backbone.chat.encode(prompts, responses, rows)
     recipe = backbone.recipe(views)
     if not tokens:
         return np.zeros((0, recipe.dim), np.float32)

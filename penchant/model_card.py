@@ -47,6 +47,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
         rows.append((f"baseline: {name}", _interval(figure)))
     if facts.get("calibration"):
         rows.append(("expected calibration error", f"{facts['calibration']['ece']:.3f}"))
+    if facts.get("adapted"):
+        rows.append(("adapted to a person or subset", f"with {facts['adapted']} pairs of theirs"))
+    if facts.get("steering"):
+        steered = ", ".join(f"{latent} by {factor:g}" for latent, factor in facts["steering"].items())
+        rows.append(("SAE features steered after these figures", steered))
     if cost.get("unique_tokens"):
         rows.append(("tokens encoded", f"{cost['unique_tokens']:,} at {cost['tokens_per_second']:,.0f} a second"))
     if "fit_seconds" in cost:

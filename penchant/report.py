@@ -166,6 +166,9 @@ def setting(metrics: Metrics) -> Section | None:
     layers = f", {count(backbone['layers_run'])} layers run" if finite(backbone.get("layers_run")) else ""
     size = f", {count(backbone['parameters'])} parameters" if finite(backbone.get("parameters")) else ""
     reason = f" ({escape(backbone['dtype_reason'])})" if backbone.get("dtype_reason") else ""
+    trained = f"{escape(head.get('name', ''))}, {count(head.get('parameters'))} parameters"
+    if finite(head.get("parameters")) and finite(backbone.get("parameters")) and backbone["parameters"]:
+        trained += f", {100 * head['parameters'] / backbone['parameters']:.2g}% of the backbone's"
     views = ", ".join(f"<code>{escape(view)}</code>" for view in head.get("views") or recipe.get("views") or ())
     listed = facts(
         [
@@ -174,7 +177,7 @@ def setting(metrics: Metrics) -> Section | None:
             ("Backbone, frozen", f"{escape(backbone['name'])}{size}{layers}" if backbone.get("name") else ""),
             ("Number type", f"{escape(backbone['dtype'])}{reason}" if backbone.get("dtype") else ""),
             ("Latent: layer and pooling", views),
-            ("Head", f"{escape(head['name'])}, {count(head.get('parameters'))} parameters" if head.get("name") else ""),
+            ("Head, trained", trained if head.get("name") else ""),
             ("Strength of regularisation", plain(head.get("strength"))),
             ("Longest sequence", f"{count(recipe['max_length'])} tokens" if finite(recipe.get("max_length")) else ""),
         ]

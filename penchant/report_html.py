@@ -124,11 +124,11 @@ def section(anchor: str, title: str, says: str, figure: str = "", data: str = ""
     )
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, more_style: str = "") -> str:
     """The whole document. Its policy forbids scripts and every load, whatever slipped into the body."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>{STYLE}{more_style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )

@@ -21,7 +21,7 @@ from penchant.chat import Text
 from penchant.encode import TOKEN_BUDGET, LatentStore, MemoryStore, encode_pairs, encode_texts
 from penchant.errors import InputError, RecipeMismatch
 from penchant.evaluate import fit_temperature
-from penchant.heads import Head, load_head
+from penchant.heads import AutoHead, Head, PCAHead, SAELinearHead, load_head
 from penchant.latents import Array, LatentPairs, Recipe
 from penchant.model_card import model_card
 from penchant.pairs import load_pairs
@@ -29,7 +29,7 @@ from penchant.responses import load_responses
 from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
-from penchant.synthesis.training import check_context, check_synthesis, check_unlabelled, default_views, train_head
+from penchant.synthesis.training import check_synthesis, check_unlabelled, train_head
 
 FILE = "reward_model.json"
 
@@ -94,16 +94,17 @@ class RewardModel:
         Raises:
             InputError: pairs, views, backbone or unlabelled are not usable; the sentence names the row.
         """
-        check_synthesis(synthesis, factor)
+        check_synthesis(synthesis, factor, head)
         others = None
         if unlabelled is not None:
             check_unlabelled(synthesis, head)
             others = load_responses(unlabelled)
         data = pairs if isinstance(pairs, Dataset) else load_pairs(pairs)
+        head = head or AutoHead()
         backbone = model if isinstance(model, Backbone) else Backbone.load(model, dtype=dtype, max_length=max_length)
-        chosen_views = tuple(views) if views else default_views(head, backbone)
+        chosen_views = tuple(views) if views else head.default_views(backbone)
         recipe = backbone.recipe(chosen_views)
-        check_context(head, recipe, len(data))
+        head.check_encoding(backbone, recipe, len(data))
         store = open_store(cache, recipe)
         latents = encode_pairs(
             backbone,
@@ -223,6 +224,52 @@ class RewardModel:
         if self.recipe.differences(recipe):
             raise RecipeMismatch(f"the latents were made as {recipe}, this reward model needs {self.recipe}.")
         return self.head.score(latents[:, recipe.columns(self.recipe.views)])
+
+    def steer(self, feature: int, factor: float) -> RewardModel:
+        """This model with the weight of one SAE feature, `factor` times what was learned; `self` stays as it is.
+
+        Responses in which the feature is silent keep their score bit for bit, and the temperature stays. The factor
+        replaces an earlier one of that feature, and 1 undoes it; `head.steering_` lists them, and is saved.
+
+        Raises InputError for a head other than "sae", a feature without a weight, or a factor that is not finite.
+        """
+        if not isinstance(self.head, SAELinearHead):
+            raise InputError(f"a {self.head.name} head has no features to steer; train with --head sae --sae FOLDER")
+        head = self.head.steer(feature, factor)
+        facts = {**self.facts, "steering": {str(latent): factor for latent, factor in head.steering_.items()}}
+        return RewardModel(self.recipe, head, self.temperature, facts, self._backbone)
+
+    def adapt(
+        self,
+        pairs: LatentPairs | Dataset | str | Path | list[dict[str, Any]],
+        *,
+        store: LatentStore | None = None,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> RewardModel:
+        """This model with the taste of one person or subset, from 5 to 50 pairs of theirs; `self` stays as it is.
+
+        The pairs are latents or what `train` takes. The temperature stays: with the head's default weighting, margins
+        of adapted heads were measured to need no other. Figures of the pooled model are left out of the facts, as they
+        are not those of the adapted one; judge that on other pairs of the same person (`heads.pca.adaptation_split`).
+
+        Raises InputError for a head other than "pca" or pairs that nothing can be learned from, RecipeMismatch for
+        latents made another way.
+        """
+        if not isinstance(self.head, PCAHead):
+            raise InputError(f"a {self.head.name} head cannot adapt to a few pairs; train with --head pca")
+        if not isinstance(pairs, LatentPairs):
+            data = pairs if isinstance(pairs, Dataset) else load_pairs(pairs)
+            pairs = encode_pairs(
+                self.backbone, data, self.recipe.views, store, token_budget=token_budget, show_progress=False
+            )
+        elif self.recipe.differences(pairs.recipe):
+            raise RecipeMismatch(f"the latents were made as {pairs.recipe}, this reward model needs {self.recipe}.")
+        head = self.head.adapt(pairs.select(self.recipe.views))
+        facts: dict[str, Any] = {"adapted": len(pairs)}
+        facts |= {name: self.facts[name] for name in ("backbone", "head") if name in self.facts}
+        if "head" in facts:
+            facts["head"] = {**facts["head"], "cv_accuracy": None}
+        return RewardModel(self.recipe, head, self.temperature, facts, self._backbone)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the head, the recipe, the temperature and a model card into `folder`; no LLM weights, no pickle."""

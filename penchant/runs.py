@@ -21,7 +21,7 @@ from penchant.backbone import Backbone
 from penchant.encode import TOKEN_BUDGET, Cost, encode_pairs, encode_texts
 from penchant.errors import InputError
 from penchant.evaluate import Gold, evaluate_scores, learning_curve
-from penchant.heads import Head
+from penchant.heads import AutoHead, CommitteeHead, Head
 from penchant.latents import LatentPairs
 from penchant.pairs import describe
 from penchant.report import write_report
@@ -30,7 +30,7 @@ from penchant.reward_model import RewardModel, backbone_facts
 from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
-from penchant.synthesis.training import check_context, default_views, order_facts
+from penchant.synthesis.training import order_facts
 
 PACKAGES = ("penchant", "torch", "transformers", "datasets", "scikit-learn", "numpy")
 CURVE_SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
@@ -115,10 +115,11 @@ def train_run(
     The backbone is cut above the highest layer of `views`. synthesis, factor and unlabelled are as in
     `RewardModel.train`.
     """
-    views = views or default_views(head, backbone)
+    head = head or AutoHead()
+    views = views or head.default_views(backbone)
     recipe = backbone.recipe(views)
     golden = gold_of(test, gold)
-    check_context(head, recipe, len(train))
+    head.check_encoding(backbone, recipe, len(train))
     backbone.cut(max(recipe.layers))
     store = open_store(cache, recipe)
 
@@ -224,10 +225,12 @@ def summary(metrics: dict[str, Any]) -> str:
 def _curve(
     rm: RewardModel, train: LatentPairs, test: LatentPairs, unlabelled: NDArray[np.float32] | None
 ) -> list[dict[str, Any]]:
-    """The learning curve of this kind of head, its synthesizer fitted anew at every point."""
+    """The learning curve of this kind of head (of a committee: of one member), its synthesizer fitted anew at every
+    point."""
     sizes, seeds = [size for size in CURVE_SIZES if size < len(train)] + [len(train)], CURVE_SEEDS
     if rm.augmented is None:
-        alone = Augmented(rm.head, None, 1, unlabelled)
+        head = rm.head.head if isinstance(rm.head, CommitteeHead) else rm.head
+        alone = Augmented(head, None, 1, unlabelled)
         return learning_curve(alone.seeded, train, test, sizes, range(seeds))
     most, seeds = SYNTHESIS_CURVE
     return learning_curve(rm.augmented.seeded, train, test, sizes[-most:], range(seeds))

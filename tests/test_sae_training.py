@@ -80,7 +80,8 @@ def test_sparse_gradients_are_the_dense_ones(architecture: str) -> None:
     theirs.backward()
     torch.testing.assert_close(mine, theirs)
     for (name, a), b in zip(sae.named_parameters(), other.parameters(), strict=True):
-        assert a.grad is not None and float(a.grad.norm()) > 0, name
+        assert a.grad is not None, name
+        assert float(a.grad.norm()) > 0, name
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -16,20 +16,26 @@ from jsonargparse import ArgumentParser
 from penchant.errors import PenchantError
 
 Verb = Callable[..., None]
+Verbs = dict[str, Verb | dict[str, Verb]]
+ACTION = "action"
 
 
-def verbs() -> dict[str, Verb]:
+def verbs() -> Verbs:
     """Imported here, so that `penchant --help` does not wait for torch twice over."""
     from penchant.cli.cache import cache
     from penchant.cli.demo import demo
     from penchant.cli.encode import encode
     from penchant.cli.evaluate import evaluate
+    from penchant.cli.explain import explain
     from penchant.cli.export import export
+    from penchant.cli.filter import filter
     from penchant.cli.report import report
+    from penchant.cli.sae import VERBS as SAE_VERBS
     from penchant.cli.score import score
     from penchant.cli.train import train
 
-    return {f.__name__: f for f in (encode, train, evaluate, score, export, report, cache, demo)}
+    alone: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, export, report, cache, demo)
+    return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS}
 
 
 class Parser(ArgumentParser):
@@ -40,28 +46,44 @@ class Parser(ArgumentParser):
         raise PenchantError(" ".join(message.split()) + f" (see {verb} --help)")
 
 
-def parser() -> tuple[ArgumentParser, dict[str, Verb]]:
+def parser() -> tuple[ArgumentParser, Verbs]:
     """The whole parser and the functions behind its verbs."""
     known = verbs()
     top = Parser(prog="penchant", description="Preference learning in the latent space of a frozen LLM.")
-    commands = top.add_subcommands(required=True, dest="verb")
-    for name, function in known.items():
-        one = Parser(description=(function.__doc__ or "").split("\n\n")[0])
-        one.add_argument("--config", action="config", help="YAML file with any of the arguments")
-        one.add_function_arguments(function, as_positional=True)
-        commands.add_subcommand(name, one, help=(function.__doc__ or "").splitlines()[0])
+    add_verbs(top, known, "verb")
     return top, known
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def add_verbs(parent: ArgumentParser, known: Mapping[str, Verb | dict[str, Verb]], dest: str) -> None:
+    commands = parent.add_subcommands(required=True, dest=dest)
+    for name, verb in known.items():
+        if isinstance(verb, dict):
+            one = Parser(description=f"One of: {', '.join(verb)}.")
+            commands.add_subcommand(name, one, help=" ".join(first_line(each) for each in verb.values()))
+            add_verbs(one, verb, ACTION)  # the parser wants the levels in this order
+        else:
+            one = Parser(description=(verb.__doc__ or "").split("\n\n")[0])
+            one.add_argument("--config", action="config", help="YAML file with any of the arguments")
+            one.add_function_arguments(verb, as_positional=True)
+            commands.add_subcommand(name, one, help=first_line(verb))
+
+
+def first_line(verb: Verb) -> str:
+    return (verb.__doc__ or "").splitlines()[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         top, known = parser()
-        parsed = top.parse_args(list(arguments) if arguments is not None else None)
-        values = parsed[parsed.verb].as_dict()
-        values.pop("config", None)
-        known[parsed.verb](**values)
+        parsed = top.parse_args(list(argv) if argv is not None else None)
+        verb, values = known[parsed.verb], parsed[parsed.verb]
+        if isinstance(verb, dict):
+            verb, values = verb[values[ACTION]], values[values[ACTION]]
+        arguments = values.as_dict()
+        arguments.pop("config", None)
+        verb(**arguments)
     except (PenchantError, argparse.ArgumentError) as error:
         print(f"penchant: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -21,7 +21,7 @@ from penchant.sae.autoencoder import SparseAutoencoder
 from penchant.sae.formats import load_sae, save_sae
 from penchant.sae.metrics import loss_recovered, quality
 from penchant.sae.place import check_place
-from penchant.sae.training import CHECKPOINT, TrainingConfig, train_sae
+from penchant.sae.training import CHECKPOINT, SAVE_SECONDS, TrainingConfig, train_sae
 
 LOSS_TOKENS = 20_000
 """Held-out tokens on which the LLM's loss is measured, about; each takes four forward passes."""
@@ -94,7 +94,7 @@ def train(
     sizes: dict[str, Any] = {"block_tokens": block_tokens, "token_budget": token_budget, "seed": seed}
     blocks = TokenBlocks(backbone, seen, layer, keep=keep_states, **sizes)
     facts: dict[str, Any] = {"layer": layer, "model": backbone.name, "revision": backbone.revision}
-    sae, progress = train_sae(blocks, config, run.folder, **facts)
+    sae, progress = train_sae(blocks, config, run.folder, save_seconds=SAVE_SECONDS, **facts)
     metrics = measured(sae, whole, TokenBlocks(backbone, unseen, layer, **sizes))
     metrics |= {
         "created": run.created,
@@ -115,8 +115,8 @@ def train(
 
 def info(
     sae: str,
-    data: str | None = None,
     *,
+    data: str | None = None,
     out: str | None = None,
     model: str | None = None,
     text: str | None = None,

@@ -8,10 +8,21 @@ from typing import Literal
 from penchant.backbone import DEFAULT, Backbone
 from penchant.encode import TOKEN_BUDGET
 from penchant.errors import InputError
-from penchant.heads import AutoHead, ContextHead, Head, LinearHead, MLPHead
+from penchant.heads import (
+    AutoHead,
+    CommitteeHead,
+    ContextHead,
+    Head,
+    LinearHead,
+    MLPHead,
+    PCAHead,
+    SAELinearHead,
+    SparseHead,
+)
 from penchant.pairs import load_pairs, split_by_prompt
 from penchant.responses import load_responses
 from penchant.runs import Run, summary, train_run
+from penchant.sae.formats import load_sae
 from penchant.synthesis.training import check_synthesis, check_unlabelled
 
 
@@ -22,7 +33,9 @@ def train(
     test: str | None = None,
     test_share: float = 0.2,
     model: str = DEFAULT,
-    head: Literal["auto", "linear", "mlp", "context"] = "auto",
+    head: Literal["auto", "linear", "mlp", "context", "pca", "sparse", "sae"] = "auto",
+    committee: int = 0,
+    sae: str | None = None,
     views: list[str] | None = None,
     margin: bool = False,
     label_smoothing: float = 0.0,
@@ -50,7 +63,11 @@ def train(
         test_share: that share.
         model: backbone: hub id, folder, GGUF file, or the embedded default.
         head: auto picks views and strength by cross-validation; linear and mlp use all views given; context lets taste
-            vary with the prompt and needs a view of it, such as 24:prompt.
+            vary with the prompt and needs a view of it, such as 24:prompt; pca (DRM) can be adapted to a person
+            later; sparse (SparseRM) and sae (SARM) stand on the features of --sae.
+        committee: fit this many copies of the head on bootstraps of the prompts, so that each score has a spread; 0 is
+            no committee.
+        sae: folder or hub name of a sparse autoencoder, for the sparse and sae heads.
         views: latents to use, each LAYER:POOLING, for example [20:mean,20:last]; three layers by default.
         margin: use the margin column in the loss (linear head).
         label_smoothing: share of pairs taken to be labelled the wrong way round (linear head).
@@ -72,8 +89,8 @@ def train(
     """
     config = dict(locals())
     run = Run(out, "train", config)
-    fresh = make_head(head, margin, label_smoothing, seed)
-    check_synthesis(synthesis, factor)
+    fresh = make_head(head, margin, label_smoothing, seed, sae, committee)
+    check_synthesis(synthesis, factor, fresh)
     others = None
     if unlabelled is not None:
         check_unlabelled(synthesis, fresh)
@@ -107,16 +124,27 @@ def train(
     print(f"model:  {run.folder / 'model'}\nreport: {report}")
 
 
-def make_head(kind: str, margin: bool, label_smoothing: float, seed: int) -> Head:
+def make_head(
+    kind: str, margin: bool, label_smoothing: float, seed: int, sae: str | None = None, committee: int = 0
+) -> Head:
     """An unfitted head."""
     if kind != "linear" and (margin or label_smoothing):
         raise InputError("margin and label_smoothing belong to the linear head; add --head linear.")
+    if kind in ("sparse", "sae") and sae is None:
+        raise InputError(f"the {kind} head stands on a sparse autoencoder; add --sae FOLDER.")
+    if kind not in ("sparse", "sae") and sae is not None:
+        raise InputError(f"the {kind} head has no use for --sae; add --head sparse or --head sae.")
     makers: dict[str, Callable[[], Head]] = {
         "auto": lambda: AutoHead(random_state=seed),
         "linear": lambda: LinearHead(margin=margin, label_smoothing=label_smoothing, random_state=seed),
         "mlp": lambda: MLPHead(random_state=seed),
         "context": lambda: ContextHead(random_state=seed),
+        "pca": lambda: PCAHead(random_state=seed),
+        "sparse": lambda: SparseHead(load_sae(str(sae)), random_state=seed),
+        "sae": lambda: SAELinearHead(load_sae(str(sae)), random_state=seed),
     }
     head = makers[kind]()
+    if committee:
+        head = CommitteeHead(head, committee, seed)
     head.check_arguments()  # before the LLM runs
     return head

@@ -1,9 +1,25 @@
-"""Heads score latents: linear, prompt-dependent, a small MLP, or whichever cross-validation picks."""
+"""Heads score latents: linear, prompt-dependent, a small MLP, on SAE features, for one person, or a committee."""
 
 from penchant.heads.auto import AutoHead
 from penchant.heads.base import HEADS, Head, load_head
+from penchant.heads.committee import CommitteeHead
 from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
 from penchant.heads.mlp import MLPHead
+from penchant.heads.pca import PCAHead
+from penchant.heads.sae_linear import SAELinearHead
+from penchant.heads.sparse import SparseHead
 
-__all__ = ["HEADS", "AutoHead", "ContextHead", "Head", "LinearHead", "MLPHead", "load_head"]
+__all__ = [
+    "HEADS",
+    "AutoHead",
+    "CommitteeHead",
+    "ContextHead",
+    "Head",
+    "LinearHead",
+    "MLPHead",
+    "PCAHead",
+    "SAELinearHead",
+    "SparseHead",
+    "load_head",
+]

@@ -6,7 +6,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,10 @@ from safetensors.numpy import load_file, save_file
 from typing_extensions import Self
 
 from penchant.errors import InputError, RecipeMismatch
-from penchant.latents import LatentPairs
+from penchant.latents import LatentPairs, Recipe
+
+if TYPE_CHECKING:
+    from penchant.backbone import Backbone
 
 Array = NDArray[Any]
 
@@ -32,16 +35,26 @@ class Head(ABC):
     name: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]]
     facts: ClassVar[tuple[str, ...]]
-    takes_unlabelled: ClassVar[bool] = False
+    takes_unlabelled: bool = False
     """Whether `fit` has a second argument, latents [m, d] of responses that nobody judged."""
 
-    def __init_subclass__(cls, kind: str, **kwargs: Any) -> None:
+    def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.name = kind
-        HEADS[kind] = cls
+        if kind is not None:  # a class without a kind is what several heads share
+            cls.name = kind
+            HEADS[kind] = cls
 
     def check_arguments(self) -> None:
         """Raise InputError for arguments out of range; `fit` does, and whoever has long work to do before it."""
+        return
+
+    def default_views(self, backbone: Backbone) -> tuple[str, ...]:
+        """What to encode where no views are named: the backbone's, without the prompt's if it has no use for them."""
+        views = backbone.default_views()
+        return views if self.takes_unlabelled else backbone.recipe(views).response_views
+
+    def check_encoding(self, backbone: Backbone, recipe: Recipe, pairs: int) -> None:
+        """Raise InputError, before the LLM runs, for latents or a number of pairs that `fit` would refuse."""
         return
 
     @abstractmethod

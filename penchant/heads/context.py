@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from penchant.errors import InputError
 from penchant.heads.base import Head, check_finite, check_latents, check_pairs, prompt_folds
 from penchant.heads.linear import STRENGTHS, TOLERANCE, BradleyTerryLoss, Spectrum, pick_strength, solve
 from penchant.latents import LatentPairs, Recipe
+
+if TYPE_CHECKING:
+    from penchant.backbone import Backbone
 
 Array = NDArray[Any]
 
@@ -169,6 +172,18 @@ class ContextHead(Head, kind="context"):
         v = solve(spectrum, loss, np.ones((len(gram), 1)), np.array([self.strength_]), TOLERANCE)[:, 0]
         alpha: Array = spectrum.axes @ v / size
         return alpha
+
+    def check_encoding(self, backbone: Backbone, recipe: Recipe, pairs: int) -> None:
+        if not recipe.prompt_views:
+            layer = recipe.layers[-1]
+            raise InputError(
+                f"the context head needs a view of the prompt, and {', '.join(recipe.views)} has none;"
+                f" add {layer}:prompt"
+            )
+        if pairs > MOST_PAIRS:
+            raise InputError(
+                f"the context head takes at most {MOST_PAIRS} pairs, got {pairs}; use fewer or another head"
+            )
 
     def check_arguments(self) -> None:
         if not 0 <= self.context < np.inf:

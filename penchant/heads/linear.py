@@ -101,11 +101,11 @@ def solve(spectrum: Spectrum, loss: BradleyTerryLoss, use: Array, strength: Arra
     for _ in range(MAX_NEWTON_STEPS):
         gradient = rows.T @ (use * loss.slope(s)) + strength * v
         size = np.linalg.norm(gradient, axis=0)
-        if (size <= tolerance * len(rows)).all():
+        if (size <= tolerance * rows.shape[0]).all():
             return v
         curvature = use * loss.curvature(s)
         diagonal = values * curvature.mean(0) + strength
-        step = _conjugate_gradients(rows, curvature, strength, diagonal, -gradient, tolerance * len(rows))
+        step = _conjugate_gradients(rows, curvature, strength, diagonal, -gradient, tolerance * rows.shape[0])
         ahead, slope = rows @ step, (gradient * step).sum(0)
         # Halve the step of each problem until it descends; slack for rounding close to the minimum.
         length, start = np.ones(len(strength)), objective(s, v)
@@ -126,7 +126,7 @@ def _conjugate_gradients(
     """x [r, k] with (rows' diag(curvature_j) rows + strength_j) x_j = target_j, loosely far from the minimum."""
     x, residual = np.zeros_like(target), target.copy()
     size = np.linalg.norm(target, axis=0)
-    goal = np.maximum(np.minimum(0.1, size / len(rows)) * size, floor / 10)
+    goal = np.maximum(np.minimum(0.1, size / rows.shape[0]) * size, floor / 10)
     direction = residual / diagonal
     rho = (residual * direction).sum(0)
     for _ in range(200):

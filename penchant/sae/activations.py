@@ -41,10 +41,11 @@ class Blocks(Protocol):
 class TokenBlocks:
     """Blocks of states at one layer; every text runs once a pass, prompts that answers share included.
 
-    A unit is a prompt with all of its responses, or one plain text. (A prompt that is too long to share a batch with all
-    of its responses is run, and counts, once for each part of them.) Units are shuffled and cut into blocks of about
-    `block_tokens` tokens. Left out are BOS and the first position of every sequence, attention sinks many times longer
-    than any other state, and the words with which a chat template opens every prompt, whose states are always the same.
+    A unit is a prompt with all of its responses, or one plain text. (A prompt that is too long to share a batch with
+    all of its responses is run, and counts, once for each part of them.) Units are shuffled and cut into blocks of
+    about `block_tokens` tokens. Left out are BOS and the first position of every sequence, attention sinks many times
+    longer than any other state, and the words with which a chat template opens every prompt, whose states are always
+    the same.
 
     Args:
         backbone: the LLM; layers above `layer` are not run.

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.base import clone
 
-from penchant.backbone import Backbone
 from penchant.errors import InputError
-from penchant.heads import AutoHead, ContextHead, Head, LinearHead
+from penchant.heads import AutoHead, CommitteeHead, ContextHead, Head, LinearHead
 from penchant.heads.auto import CONTEXT_TO
 from penchant.heads.base import pair_accuracy, prompt_folds
-from penchant.heads.context import MOST_PAIRS
-from penchant.latents import Array, LatentPairs, Recipe
+from penchant.latents import Array, LatentPairs
 from penchant.synthesis import SYNTHESIZERS, Lens, Synthesizer, order_kept, order_preservation
 from penchant.synthesis.augmented import Augmented, choose_synthesis, fit_head, held_out_margins
 from penchant.synthesis.base import check_factor
@@ -57,9 +56,12 @@ class Trained(NamedTuple):
         }
 
 
-def check_synthesis(synthesis: str | Synthesizer | None, factor: int) -> None:
-    """Raise InputError for a name that is not known or arguments out of range, before there is long work to do."""
+def check_synthesis(synthesis: str | Synthesizer | None, factor: int, head: Head | None = None) -> None:
+    """Raise InputError for a name that is not known, arguments out of range or a head that takes no synthetic pairs,
+    before there is long work to do."""
     check_factor(factor)
+    if isinstance(head, CommitteeHead) and synthesis not in (None, "none"):
+        raise InputError("a committee learns from real pairs alone; leave out the committee or the synthesis")
     if isinstance(synthesis, str) and synthesis not in KINDS:
         raise InputError(f"synthesis is {synthesis!r}; give one of {', '.join(KINDS)}")
     if isinstance(synthesis, Synthesizer):
@@ -72,25 +74,6 @@ def check_unlabelled(synthesis: str | Synthesizer | None, head: Head | None) -> 
         raise InputError(
             "unlabelled responses are for a synthesizer or for the auto and context heads; add --synthesis or drop them"
         )
-
-
-def check_context(head: Head | None, recipe: Recipe, pairs: int) -> None:
-    """Raise InputError, before the LLM runs, for what a context head cannot be fitted on."""
-    if not isinstance(head, ContextHead):
-        return
-    if not recipe.prompt_views:
-        layer = recipe.layers[-1]
-        raise InputError(
-            f"the context head needs a view of the prompt, and {', '.join(recipe.views)} has none; add {layer}:prompt"
-        )
-    if pairs > MOST_PAIRS:
-        raise InputError(f"the context head takes at most {MOST_PAIRS} pairs, got {pairs}; use fewer or another head")
-
-
-def default_views(head: Head | None, backbone: Backbone) -> tuple[str, ...]:
-    """The backbone's default views, without the prompt's for a head that has no use for them."""
-    views = backbone.default_views()
-    return views if head is None or head.takes_unlabelled else backbone.recipe(views).response_views
 
 
 def train_head(
@@ -106,9 +89,11 @@ def train_head(
     ones. A context head takes few pairs: beyond 2,500 in all, a linear head takes its place where AutoHead picked it
     and the synthesizer was named; the factor is lowered where the head was asked for, or "auto" decides.
     """
-    check_synthesis(synthesis, factor)
+    check_synthesis(synthesis, factor, head)
     if unlabelled is not None:
         check_unlabelled(synthesis, head)
+    if isinstance(head, CommitteeHead) and isinstance(head.head, AutoHead):
+        return _committee_of_auto(head, pairs, unlabelled)
     asked = None if synthesis in (None, "none") else synthesis
     head, views = head or AutoHead(), pairs.recipe.views
     tried: list[dict[str, Any]] = []
@@ -129,6 +114,18 @@ def train_head(
     others = None if unlabelled is None else unlabelled[:, pairs.recipe.columns(views)]
     made = _with_synthesis(head, narrow, asked, factor, others)
     return made._replace(tried=tried)
+
+
+def _committee_of_auto(committee: CommitteeHead, pairs: LatentPairs, unlabelled: Array | None) -> Trained:
+    """AutoHead picks views and kind of head once, from all pairs; the members are heads of that kind."""
+    auto = committee.head
+    fit_head(auto, pairs, unlabelled)
+    assert isinstance(auto, AutoHead)
+    head, views = auto.narrow()
+    others = None if unlabelled is None else unlabelled[:, pairs.recipe.columns(views)]
+    members = CommitteeHead(clone(head), committee.members, committee.random_state)
+    fit_head(members, pairs.select(views), others)
+    return Trained(members, views, auto.tried_, members.cv_margins_, None, {})
 
 
 def order_facts(synthesizer: Synthesizer, pairs: LatentPairs, random_state: int = 0) -> dict[str, Any]:
