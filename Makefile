@@ -32,7 +32,7 @@ test: install
 	$(BIN)/python -m pytest --durations=15
 
 bench-quick: install
-	for name in encode reward_accuracy vs_trl lens; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	for name in encode reward_accuracy vs_trl lens sparse; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
