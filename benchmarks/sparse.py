@@ -15,8 +15,10 @@ share the work (--part 0/2, --part 1/2, then once without).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from penchant.sae.formats import load_sae
 
 LLM_PARAMETERS = 134_515_008
 RIVALS = ("ridge", "ridge_15", "random", "random_16", "random_printed", "random_sae")
+RECORDED = ("hh_harmless", "hh_helpful", "novelty", "ultrafeedback", "llmbar")
+"""Sets of the recorded run."""
 CHECKED = ("sparse", "sparse_16", "sparse_active")
 """Rows whose features are looked at."""
 DELETED = ("all", "without_top", "without_random")
@@ -48,7 +52,7 @@ def run_cell(source: sparse_data.Source, sae: SparseAutoencoder, size: int, seed
     """Fit every row on one draw of training pairs and keep what it got right on the test pairs."""
     train, rows = source.draw(size, seed)
     test = source.tested.take(rows)
-    kept: dict[str, Any] = {"rows": rows, **sparse_checks.stability(sae, train, seed)}
+    kept: dict[str, Any] = {"rows": rows}
     for fit in fitted(train, sae, seed):
         part = test.select(fit.views)
         kept[f"right:{fit.name}"] = correctness(fit.head.score(part.chosen), fit.head.score(part.rejected))
@@ -58,14 +62,28 @@ def run_cell(source: sparse_data.Source, sae: SparseAutoencoder, size: int, seed
             assert isinstance(fit.head, SparseHead)
             found = sparse_checks.deletion(fit.head, train.select(fit.views), part, seed)
             kept |= {f"{name}:{fit.name}": values for name, values in found.items()}
+    save(kept, file)
+
+
+def run_stability(source: sparse_data.Source, sae: SparseAutoencoder, size: int, seed: int, file: Path) -> None:
+    save(sparse_checks.stability(sae, source.draw(size, seed)[0], seed), file)
+
+
+def save(kept: Mapping[str, Any], file: Path) -> None:
     partial = file.with_suffix(".partial.npz")
     np.savez_compressed(partial, **{name: np.asarray(value) for name, value in kept.items()})
     os.replace(partial, file)
 
 
-def merge(source: sparse_data.Source, files: list[Path]) -> dict[str, Any]:
-    """All rows of one data set and size, with intervals."""
-    cells = [dict(np.load(file)) for file in files]
+def digest(sae: Path) -> str:
+    """Of the SAE and the rows: cells of others are not these."""
+    made_of = (sae / "sae_weights.safetensors").read_bytes() + json.dumps(METHODS).encode()
+    return hashlib.sha256(made_of).hexdigest()[:8]
+
+
+def merge(source: sparse_data.Source, files: list[tuple[Path, Path]]) -> dict[str, Any]:
+    """All rows of one data set and size, with intervals; `files` holds a seed's cell and its stability."""
+    cells = [dict(np.load(cell)) | dict(np.load(stable)) for cell, stable in files]
     groups, n = source.tested.group, len(source.tested)
 
     def spread(key: str) -> NDArray[Any]:
@@ -104,7 +122,7 @@ def figure(found: Interval) -> dict[str, Any]:
 
 def headline(found: dict[str, Any]) -> dict[str, float]:
     """The stable keys of one data set and size: `sparse` is our variant, `printed` the paper's."""
-    rows, checks = found["rows"], found["checks"]["sparse_16"]
+    rows, checks = found["rows"], found["checks"]
     return {
         "sparse_acc": rows["sparse"]["value"],
         "sparse_printed_acc": rows["sparse_printed"]["value"],
@@ -123,10 +141,14 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
         "ridge_15_acc": rows["ridge_15"]["value"],
         "delta_vs_ridge_15": rows["sparse"]["minus_ridge_15"]["value"],
         "trainable_share": rows["sparse"]["parameters"] / LLM_PARAMETERS,
-        "deletion_gap": checks["deletion_gap"]["value"],
-        "deletion_gap_ci_low": checks["deletion_gap"]["low"],
-        "stability": checks["jaccard"],
-        "stability_by_chance": checks["chance"],
+        "deletion_gap": checks["sparse"]["deletion_gap"]["value"],
+        "deletion_gap_ci_low": checks["sparse"]["deletion_gap"]["low"],
+        "stability": checks["sparse"]["jaccard"],
+        "stability_by_chance": checks["sparse"]["chance"],
+        "deletion_gap_16": checks["sparse_16"]["deletion_gap"]["value"],
+        "deletion_gap_16_ci_low": checks["sparse_16"]["deletion_gap"]["low"],
+        "stability_16": checks["sparse_16"]["jaccard"],
+        "stability_16_by_chance": checks["sparse_16"]["chance"],
     }
 
 
@@ -155,12 +177,12 @@ def main() -> None:
     names = ["hh_harmless", "ultrafeedback"] if options.quick else options.sets
     seeds = range(2 if options.quick else options.seeds)
     work = Path(options.work)
-    cells = work / "cells"
-    cells.mkdir(parents=True, exist_ok=True)
     if options.quick and not (work / "sae" / "cfg.json").is_file():
         skip(f"there is no SAE in {work}; a full run trains one there in about half an hour")
     backbone = Backbone.load()
     sae = load_sae(work / "sae") if options.quick else sparse_sae.trained(work, backbone)
+    cells = work / f"cells-{digest(work / 'sae')}"
+    cells.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {"methods": METHODS, "sae": sae.facts, "sets": {}}
     number = 0
@@ -168,12 +190,14 @@ def main() -> None:
         source = sparse_data.load(name, backbone, options.cache)
         figures[name], details["sets"][name] = {}, {}
         for size in source.sizes()[: 1 if options.quick else None]:
-            files = [cells / f"{name}-{size}-{seed}.npz" for seed in seeds]
-            for seed, file in zip(seeds, files, strict=True):
+            stems = [f"{name}-{size}-{seed}" for seed in seeds]
+            files = [(cells / f"{stem}.npz", cells / f"{stem}.stable.npz") for stem in stems]
+            for seed, each in zip(seeds, files, strict=True):
                 number += 1
-                if number % parts == part and not file.exists():
-                    run_cell(source, sae, size, seed, file)
-                    print(f"{file.stem}: done", flush=True)
+                for file, run in zip(each, (run_cell, run_stability), strict=True):
+                    if number % parts == part and not file.exists():
+                        run(source, sae, size, seed, file)
+                        print(f"{file.stem}: done", flush=True)
             if parts > 1:
                 continue
             found = details["sets"][name][str(size)] = merge(source, files)
@@ -192,7 +216,7 @@ def main() -> None:
     if parts > 1:
         print(json.dumps({"part": options.part, "cells": number}))
         return
-    print("\nsteering", json.dumps(details["steering"]))
+    print("\nsteering", json.dumps(details.get("steering")))
     people = sparse_people.measure(backbone, options.cache, range(2) if options.quick else seeds)
     print(f"\nconvarg, {people['people']} persons")
     columns = [["", "accuracy", "minus pooled"]]
@@ -204,12 +228,13 @@ def main() -> None:
     figures |= {f"convarg_{name}": row["value"] for name, row in people["rows"].items()}
     figures |= {f"sae_{name}": value for name, value in sae.facts["quality"].items()}
     figures["sae_loss_recovered"] = sae.facts["loss"]["recovered"]
+    figures["sae_parameters_share"] = sum(p.numel() for p in sae.parameters()) / LLM_PARAMETERS
     figures["sae_training_tokens"] = sae.facts["tokens"]
     states = sparse_sae.a_block(work, backbone)
     figures |= sparse_sae.speed(states)
     for name in ("sae_variance_explained", "sae_l0", "sae_dead_share", "sae_loss_recovered", "sae_speed_ratio"):
         print(f"{name}: {figures.get(name)}")
-    full = not options.quick and set(names) == set(sparse_data.SETS)
+    full = not options.quick and set(names) >= set(RECORDED)
     finish("sparse", figures, full=full, details=details, seeds=list(seeds))
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, diags_array
 from sparse_methods import BOTH
 
 from penchant.evaluate import correctness
 from penchant.heads import SparseHead
 from penchant.heads.base import prompt_folds
 from penchant.heads.sae_features import encode_views
+from penchant.heads.selection import select_latents
 from penchant.latents import LatentPairs
 from penchant.sae import SparseAutoencoder
 
 REMOVED = 10
 DRAWS = 20
+SHUFFLES = 10
 
 
 def deletion(head: SparseHead, train: LatentPairs, test: LatentPairs, seed: int) -> dict[str, NDArray[Any]]:
@@ -51,26 +53,37 @@ def deletion(head: SparseHead, train: LatentPairs, test: LatentPairs, seed: int)
 def stability(sae: SparseAutoencoder, pairs: LatentPairs, seed: int) -> dict[str, float]:
     """Jaccard index of the features chosen from two halves of the pairs that share no prompt, and by chance.
 
-    By chance: as many latents drawn from all that are active in some state.
+    By chance: chosen and rejected swapped at random in half of the prompts, which leaves how often each latent fires
+    as it is and takes away what the labels say; 10 draws.
     """
     half = prompt_folds(pairs.group, 2, seed)
-    found = {}
-    kinds: dict[str, dict[str, Any]] = {
-        "sparse": {},
-        "sparse_16": {"k": 16},
-        "sparse_active": {"k": 16, "selection": "activation", "features": "activation"},
-    }
+    rng = np.random.default_rng(seed)
     seen = pairs.select(BOTH)
-    for name, settings in kinds.items():
+    sides = []
+    for part in (0, 1):
+        own = seen.take(half == part)
+        states = [np.split(side, len(BOTH), axis=1) for side in (own.chosen, own.rejected)]
+        codes = [encode_views(sae, views) for views in states]
+        prompt = np.unique(own.group, return_inverse=True)[1]
+        sides.append((codes[0], codes[1], prompt))
+
+    def overlap(k: int, criterion: str, shuffled: bool) -> float:
         chosen = []
-        for part in (0, 1):
-            head = SparseHead(sae, **settings).fit(seen.take(half == part))
-            chosen.append(set(zip(head.feature_view_.tolist(), head.features_.tolist(), strict=True)))
-        a, b = chosen
-        found[f"jaccard:{name}"] = len(a & b) / len(a | b)
-        codes = encode_views(sae, head.states(seen.chosen))
-        live = np.flatnonzero((codes > 0).sum(axis=0))
-        rng = np.random.default_rng(seed)
-        drawn = [set(rng.choice(live, min(len(a), len(live)), replace=False).tolist()) for _ in range(2 * DRAWS)]
-        found[f"chance:{name}"] = float(np.mean([len(x & y) / len(x | y) for x, y in pairwise(drawn)]))
+        for first, second, prompt in sides:
+            sign = np.ones(len(prompt))
+            if shuffled:
+                sign = np.where(rng.random(prompt.max() + 1) < 0.5, -1.0, 1.0)[prompt]
+            keep, swap = diags_array((sign > 0) * 1.0), diags_array((sign < 0) * 1.0)
+            a, b = csr_array(keep @ first + swap @ second), csr_array(keep @ second + swap @ first)
+            # No pair is held out: the last selection is from all of them.
+            found = select_latents(sae, a, b, np.zeros(len(prompt), int), k, criterion)[-1]
+            chosen.append(set(zip(found.view.tolist(), found.features.tolist(), strict=True)))
+        both = chosen[0] | chosen[1]
+        return len(chosen[0] & chosen[1]) / len(both) if both else 0.0
+
+    kinds = {"sparse": (64, "frequency"), "sparse_16": (16, "frequency"), "sparse_active": (16, "activation")}
+    found = {}
+    for name, (k, criterion) in kinds.items():
+        found[f"jaccard:{name}"] = overlap(k, criterion, shuffled=False)
+        found[f"chance:{name}"] = float(np.mean([overlap(k, criterion, shuffled=True) for _ in range(SHUFFLES)]))
     return found

@@ -17,7 +17,6 @@ from penchant.backbone import Backbone
 from penchant.encode import encode_pairs
 from penchant.evaluate import correctness
 from penchant.evaluate.baselines import longer_text
-from penchant.evaluate.learning_curve import seeds_and_prompts_interval
 from penchant.heads import LinearHead, PCAHead
 from penchant.latents import LatentPairs
 from penchant.pairs import load_pairs
@@ -37,7 +36,7 @@ def rows(backbone: Backbone, name: str, cache: str | None) -> tuple[LatentPairs,
 
 
 def measure(backbone: Backbone, cache: str | None, seeds: range) -> dict[str, Any]:
-    """Accuracy of each row with its interval over seeds and prompts, and its difference to the pooled head."""
+    """Mean over persons of each row's accuracy, and its difference to the pooled head."""
     train, _ = rows(backbone, "convarg/train", cache)
     test, texts = rows(backbone, "convarg/test", cache)
     assert train.user_id is not None
@@ -81,13 +80,28 @@ def measure(backbone: Backbone, cache: str | None, seeds: range) -> dict[str, An
     right["longer_text"] = [longer] * len(seeds)
 
     found: dict[str, Any] = {}
-    base = np.stack(right["pooled"])
+    base = per_person(right["pooled"], test.user_id, people)
     for name, runs in right.items():
-        found[name] = figure(np.stack(runs), test.group)
-        found[name]["minus_pooled"] = figure(np.stack(runs) - base, test.group)
+        own = per_person(runs, test.user_id, people)
+        found[name] = {**figure(own), "minus_pooled": figure(own - base)}
     return {"people": len(people), "rows": found}
 
 
-def figure(correct: NDArray[Any], group: NDArray[Any]) -> dict[str, Any]:
-    found = seeds_and_prompts_interval(correct, group)
-    return {name: round(getattr(found, name), 4) for name in ("value", "low", "high")}
+def per_person(runs: list[NDArray[Any]], user_id: NDArray[Any], people: list[Any]) -> NDArray[Any]:
+    """Accuracy [seeds, people] of correctness [n] at each seed."""
+    return np.array([[correct[user_id == user].mean() for user in people] for correct in runs])
+
+
+def figure(accuracy: NDArray[Any], draws: int = 2000) -> dict[str, Any]:
+    """Mean of accuracies [seeds, people], with a 95% interval over both: each draw resamples seeds and persons.
+
+    The test pairs are on six topics, which are not resampled.
+    """
+    rng = np.random.default_rng(0)
+    seeds, people = accuracy.shape
+    means = [
+        accuracy[np.ix_(rng.integers(seeds, size=seeds), rng.integers(people, size=people))].mean()
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"value": round(float(accuracy.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}

@@ -33,6 +33,9 @@ BATCH = 2048
 SPREAD_LIMIT = 1.0
 
 
+PAIR = ("prompt", "chosen", "rejected")
+
+
 @dataclass(frozen=True)
 class Rule:
     """When a pair is kept.
@@ -41,6 +44,9 @@ class Rule:
     the response with the higher score is the better one. A pair is *unsure* if P < confidence or m = 0; else
     *disagreeing* if the model is a committee and |m| - spread_limit * (its members' spread) <= 0; else *contrary* if
     m < 0; else kept.
+
+    The temperature is that of single pairs. The best and the worst of many candidates are picked by the very scores, so
+    their P is too high, the more candidates the more: there prefer `keep`, or a committee.
     """
 
     confidence: float = 0.7
@@ -229,7 +235,7 @@ def _write(
             for i in np.flatnonzero(passed):
                 swap = bool(found[i] == "swapped")
                 added = _added(scores, int(i), swap, rule)
-                replaced.update(dict.fromkeys(name for name in batch[i].others if name in added))
+                replaced.update(dict.fromkeys(name for name in batch[i].others if name in PAIR or name in added))
                 line = _pair(batch[i], picked[i], swap) | added
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             if rule.keep is not None:
@@ -256,7 +262,8 @@ def _batches(rows: Iterator[Judged]) -> Iterator[list[Judged]]:
 def _pair(row: Judged, picked: tuple[int, int], swap: bool) -> dict[str, Any]:
     """The row with its pair, or with the two sides exchanged in every column that is of one side."""
     chosen, rejected = (row.responses[i] for i in picked)
-    others = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.others.items()}
+    own = {n: v for n, v in row.others.items() if n not in PAIR}  # of candidates, whose row may have had a pair too
+    others = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in own.items()}
     pair = {"prompt": row.prompt, "chosen": chosen, "rejected": rejected, **others}
     if not swap:
         return pair

@@ -5,7 +5,7 @@ Like the report of a run it has no script and loads nothing, and every text and 
 explanation.json, where SIDES is {chosen, rejected, difference} and FEATURE {feature (the SAE latent's number), view}:
 
     title, created, versions
-    model        {head, views, additive, base, sae {source, architecture, latents}}
+    model        {head, views, additive, projects, base, sae {source, architecture, latents}}
     backbone, data, accuracy    as in metrics.json; accuracy is one FIGURE
     features     [FEATURE and strength, mean, right, weight, chosen, rejected (see `Figures`), share of all strengths]
     others       {features, share}: the rest of the features
@@ -42,6 +42,8 @@ from penchant.report_html import (
 )
 from penchant.report_tokens import TOKEN_STYLE, Shade, shaded, tokens
 
+BACKGROUND = 0.2
+"""Share of tokens from which a feature that is active there names no concept."""
 TELLING = 0.3
 """Correlation with length from which it is worth a sentence."""
 
@@ -72,7 +74,7 @@ def headline(explanation: Explanation) -> str:
     carried, first = sum(one["share"] for one in features), features[0]
     says = (
         f"{count(len(features))} of {count(total)} features carry <em>{percent(carried)}</em> of the score; the"
-        f" strongest, <em><bdi>{escape(called(explanation, first))}</bdi></em>, {effect(first['weight']).verb} it."
+        f" strongest, <em>“<bdi>{escape(called(explanation, first))}</bdi>”</em>, {effect(first['weight']).verb} it."
     )
     notes = []
     if explanation["rest"]:
@@ -102,37 +104,35 @@ def tiles(explanation: Explanation) -> str:
     return f'<dl class="tiles">{cells}</dl>'
 
 
-def state(view: str) -> str:
-    """Which state a view is, in words."""
-    layer, pooling = view.split(":")
-    where = {"last": "at the response's last token", "mean": "of the response's tokens, averaged"}[pooling]
-    return f"the LLM's state {where}, layer {layer}"
-
-
 def how_to_read(explanation: Explanation) -> Section:
     """What a feature is, what the score reads, and what the shades mean."""
-    views = explanation["model"]["views"]
-    reads = " and ".join(state(view) for view in views)
-    ends = (
-        " That token is often the one that only ends the turn; by then the LLM has read prompt and response in full."
-        if any(view.endswith(":last") for view in views)
-        else ""
-    )
     says = (
         "A feature is a direction in the LLM's states that a sparse autoencoder (SAE) has found; it is silent at most "
-        "tokens. Its name is made of the words that activate it most in these texts: a hint, not a definition. The "
-        "score is a sum over features."
+        "tokens. Its name is made of the words that activate it most in these texts: a hint, not a definition."
     )
     key = (
-        f"<p>The score reads {reads}.{ends} The shades below show something else beside it: how active a feature is at "
-        "each single token.</p>"
-        f'<p class="key"><mark class="up2">active</mark> <mark class="up4">very active</mark> <span class="raises">▲ '
+        f"<p>{what_is_read(explanation['model'])} The shades below show something else beside it: how active a feature "
+        "is at each single token.</p>"
+        '<p class="key"><mark class="up2">active</mark> <mark class="up4">very active</mark> <span class="raises">▲ '
         'raises the score</span></p><p class="key"><mark class="down2">active</mark> <mark class="down4">very active'
         '</mark> <span class="lowers">▼ lowers the score</span></p>'
         '<p class="key"><mark class="up4 peak">word<sup>5.2</sup></mark> the most active token of a text, with its '
         'activation; <span class="dim">&lt;|user|&gt;</span> written by the chat template</p>'
     )
     return section("reading", "How to read this", says, data=key)
+
+
+def what_is_read(model: dict[str, Any]) -> str:
+    """Which states the score reads, and what of them."""
+    layer = model["views"][0].split(":")[0]
+    words = {"last": "at the response's last token", "mean": "averaged over the response's tokens"}
+    poolings = [view.split(":")[1] for view in model["views"]]
+    says = f"The score reads the LLM's state at layer {escape(layer)}, {' and '.join(words[one] for one in poolings)}."
+    if "last" in poolings:
+        says += " The last token often only ends the turn; by then the LLM has read prompt and response in full."
+    if model["projects"]:
+        says += " It is made from how far that state points along each feature, also where the feature is silent."
+    return says
 
 
 def carried(explanation: Explanation) -> Section | None:
@@ -201,6 +201,10 @@ def feature_block(explanation: Explanation, one: dict[str, Any], first: bool) ->
             says.append(
                 f"<p>It is most active at the end of {long} answers (correlation {signed(found['length'], 2)}).</p>"
             )
+    if found["share"] > BACKGROUND:
+        says.insert(
+            0, "<p>Active at so many tokens, it is more of a background than a concept: do not trust its name.</p>"
+        )
     return (
         f'<details id="feature-{one["feature"]}"{" open" if first else ""}><summary><span class="{verb}">{sign}</span> '
         f'<bdi>{escape(called(explanation, one))}</bdi> <span class="meta">feature {one["feature"]}, {verb} the score'

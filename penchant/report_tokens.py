@@ -28,7 +28,8 @@ mark.up1 { background: var(--up-1); } mark.up2 { background: var(--up-2); }
 mark.up3 { background: var(--up-3); } mark.up4 { background: var(--up-4); }
 mark.down1 { background: var(--down-1); } mark.down2 { background: var(--down-2); }
 mark.down3 { background: var(--down-3); } mark.down4 { background: var(--down-4); }
-mark.up3, mark.up4, mark.down3, mark.down4 { box-shadow: inset 0 -2px 0 currentColor; }
+mark.up3, mark.down3 { box-shadow: inset 0 -1px 0 currentColor; }
+mark.up4, mark.down4 { box-shadow: inset 0 -2px 0 currentColor; }
 mark.peak { font-weight: 700; padding-inline: .15em; }
 mark sup { font-size: .7em; font-weight: 600; line-height: 0; padding-left: .15em; font-variant-numeric: tabular-nums; }
 .dim { font-size: .85em; }
@@ -42,7 +43,8 @@ span.dim, .cut { color: var(--muted); }
 svg .raises { fill: var(--accent); } svg .lowers { fill: var(--down); }
 section > .key { margin: .3rem 0; color: var(--ink); }
 td a, th a { color: var(--accent); text-underline-offset: .2em; }
-th .meta { display: block; }
+th .meta { display: block; white-space: nowrap; }
+#carried th:first-child, #pairs th:first-child { min-width: 8.5rem; }
 .key mark { padding: .1em .4em; }
 .examples { margin: 0 0 1rem; padding: 0; list-style: none; display: grid; gap: .6rem; }
 .examples .text { max-height: none; }
@@ -112,7 +114,12 @@ def shaded(text: Sequence[Token], shade: Shade, around: int = AROUND, cut: Seque
 def _mark(token: Token, shade: Shade, peak: bool) -> str:
     """One active token; white space stays outside its shade, unless it is all there is."""
     word = token.text.strip()
-    left, right = token.text.split(word, 1) if word else ("", token.text if "\n" in token.text else "")
+    if word:
+        left, right = token.text.split(word, 1)
+    else:
+        left, right = "", token.text if "\n" in token.text else ""
+    if not token.content:
+        right = " " if right else ""
     classes = f"{shade.style}{shade.level(token.activation)}{' peak' if peak else ''}{'' if token.content else ' dim'}"
     value = number(token.activation, 2)
     figure = f"<sup>{value}</sup>" if peak else ""

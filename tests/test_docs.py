@@ -33,6 +33,10 @@ def test_papers_page_points_to_files_that_exist() -> None:
     assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
+def test_nothing_is_left_to_be_written() -> None:
+    assert re.findall(r"\b[A-Z]+_TEXT\b|TODO|TBD", README) == []
+
+
 def test_links_in_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links

@@ -203,6 +203,16 @@ def test_what_is_written_loads_as_preference_data(work: Path, here: Path, messag
     assert len(again) == len(kept)
 
 
+def test_a_pair_that_stood_in_a_row_of_candidates_gives_way_to_the_one_that_is_picked(work: Path, here: Path) -> None:
+    rows = [
+        {"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "rejected": "OLD"}
+        for r in read(work / "pairs.jsonl")
+    ]
+    kept = run(work, here, "--keep", "1", data=write(here / "candidates.jsonl", rows))
+    assert len(kept) == N
+    assert not any("OLD" in (row["chosen"], row["rejected"]) for row in kept)
+
+
 def test_mixed_candidates_all_become_messages(here: Path) -> None:
     rows = [
         {"prompt": "Hi?", "responses": ["a", "b"]},

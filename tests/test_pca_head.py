@@ -79,7 +79,7 @@ def test_directions_are_principal_axes_of_the_scaled_differences_and_know_no_lab
     np.testing.assert_allclose(projected.T @ projected, np.diag(values[:5] ** 2), atol=1e-8 * values[0] ** 2)
     some = np.arange(80) % 3 == 0
     np.testing.assert_allclose(PCAHead(components=5).fit(swapped(pairs, some)).components_, head.components_, atol=1e-9)
-    centered = PCAHead(components=5, center=True).fit(pairs).components_
+    centered = PCAHead(components=5, weighting="softmax", center=True).fit(pairs).components_
     assert np.abs(centered - head.components_).max() > 0.01 * np.abs(head.components_).max()
 
 
@@ -180,11 +180,14 @@ def test_adapting_leaves_the_head_and_starts_from_the_pooled_taste_each_time() -
     assert head.adapt(one).cv_margins_ is None
 
 
-@pytest.mark.parametrize("weighting", ["map", "softmax", "uniform"])
-def test_held_out_margins_do_not_know_their_own_prompt(weighting: Any) -> None:
+@pytest.mark.parametrize(
+    ("weighting", "center"), [("map", False), ("softmax", False), ("softmax", True), ("uniform", False)]
+)
+def test_held_out_margins_do_not_know_their_own_prompt(weighting: Any, center: bool) -> None:
     pairs = make_pairs(60)
     turned = swapped(pairs, slice(0, 2))
-    options: dict[str, Any] = {"weighting": weighting, "folds": 30, "strengths": (1.0,), "temperature": 30.0}
+    options: dict[str, Any] = {"weighting": weighting, "center": center, "folds": 30, "strengths": (1.0,)}
+    options["temperature"] = 30.0
     head, other = PCAHead(6, **options).fit(pairs), PCAHead(6, **options).fit(turned)
     assert head.cv_margins_ is not None
     assert other.cv_margins_ is not None
@@ -254,6 +257,7 @@ def test_a_split_shares_no_prompt_and_five_are_the_first_of_fifteen() -> None:
         ({"prior": 0.0}, "prior is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"strengths": (1.0, np.inf)}, "strength is inf"),
+        ({"center": True}, "center=True is for DRM as published"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], match: str) -> None:
@@ -272,7 +276,9 @@ def test_wrong_pairs_are_named() -> None:
     same = make_pairs(4)
     same = replace(same, rejected=same.chosen - np.float32(0.5))
     with pytest.raises(InputError, match="center=False"):
-        PCAHead(center=True).fit(replace(same, chosen=same.rejected * 0 + 1, rejected=same.rejected * 0))
+        PCAHead(weighting="softmax", center=True).fit(
+            replace(same, chosen=same.rejected * 0 + 1, rejected=same.rejected * 0)
+        )
 
 
 def test_a_reward_model_adapts_from_texts_as_from_latents(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ WIDTH = 24
 BOTH = ("10:last", "10:mean")
 SAE = SparseAutoencoder.random(SAEConfig(WIDTH, 300, k=12, layer=10), seed=1)
 PAPER: dict[str, Any] = {"selection": "frequency", "features": "projection"}
+ACTIVE: dict[str, Any] = {"selection": "activation", "features": "activation"}
 KINDS: dict[str, Any] = {
     "linear": lambda sae: SparseHead(sae, k=10),
-    "projection": lambda sae: SparseHead(sae, k=10, **PAPER),
-    "mlp": lambda sae: SparseHead(sae, k=10, inner="mlp", hidden=16),
+    "activation": lambda sae: SparseHead(sae, k=10, **ACTIVE),
+    "mlp": lambda sae: SparseHead(sae, k=10, **ACTIVE, inner="mlp", hidden=16),
     "paper": lambda sae: SparseHead(sae, k=10, **PAPER, inner="mlp", hidden=16, loss="margin"),
     "random": lambda sae: SparseHead(sae, k=10, directions="random"),
     "sae": SAELinearHead,
@@ -103,7 +104,7 @@ def test_or_those_whose_activations_differ_most_for_their_spread() -> None:
         rank.append(difference.sum(axis=0) / np.sqrt(square + square[square > 0].mean()))
     both = np.concatenate(rank)
     kept = sorted([*np.argsort(-both)[:9], *np.argsort(both)[:9]])
-    head = SparseHead(SAE, k=9, selection="activation", features="activation").fit(pairs)
+    head = SparseHead(SAE, k=9, **ACTIVE).fit(pairs)
     assert (300 * head.feature_view_ + head.features_).tolist() == kept
     codes = SAE.encode(torch.from_numpy(pairs.chosen.reshape(-1, WIDTH))).numpy().reshape(-1, 600)
     np.testing.assert_allclose(head.activations(pairs.chosen), codes[:, kept], atol=1e-5)
@@ -134,7 +135,7 @@ def leaky(sae: SparseAutoencoder, pairs: LatentPairs, k: int, **arguments: Any) 
     return found.cv_accuracy_
 
 
-@pytest.mark.parametrize("arguments", [{}, PAPER, {"inner": "mlp", "hidden": 16}])
+@pytest.mark.parametrize("arguments", [PAPER, ACTIVE, {"inner": "mlp", "hidden": 16}])
 def test_out_of_fold_pairs_have_no_say_in_the_selection(arguments: dict[str, Any]) -> None:
     """On labels that are pure chance the cross-validation finds nothing, where a selection that has seen all does."""
     sae = SparseAutoencoder.random(SAEConfig(200, 1000, k=100, layer=10))

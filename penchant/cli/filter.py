@@ -56,6 +56,8 @@ def filter(  # the verb's name
     rm = RewardModel.from_pretrained(reward_model)
     rule.check(rm)
     skipped = Path(out).with_suffix(".skipped.jsonl") if on_bad == "skip" else None
+    if skipped is not None:
+        _check_target(skipped, Path(data))
     rows = read_rows(data, columns=columns, on_bad=on_bad, split=split, limit=limit, skipped_file=skipped)
     print(filter_pairs(rm, rows, out, rule, cache=cache, token_budget=token_budget).says)
     print(out)

@@ -23,6 +23,8 @@ from penchant.sae.metrics import loss_recovered, quality
 from penchant.sae.place import check_place
 from penchant.sae.training import CHECKPOINT, SAVE_SECONDS, TrainingConfig, train_sae
 
+MOST_BLOCKS = 4
+"""Held-out blocks that the SAE is judged on, at most."""
 LOSS_TOKENS = 20_000
 """Held-out tokens on which the LLM's loss is measured, about; each takes four forward passes."""
 
@@ -43,7 +45,7 @@ def train(
     k: int = 32,
     epochs: int = 1,
     batch: int = 2048,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     keep_states: str | None = None,
     dtype: str = "auto",
     max_length: int = 2048,
@@ -147,7 +149,7 @@ def info(
         max_length: most tokens of a sequence; the start of the prompt is cut first.
         token_budget: tokens run at once; bounds memory.
     """
-    found = load_sae(sae, revision=revision, layer=layer)
+    found = load_sae(sae, revision=revision, layer=layer, model=model)
     metrics: dict[str, Any] = {"sae": describe(found)}
     if data is not None:
         texts = read(data, text, columns, split, limit)
@@ -155,10 +157,8 @@ def info(
         if name is None:
             raise InputError(f"{sae} does not say which LLM it belongs to; give --model")
         whole, backbone = load_whole(name, dtype, max_length=max_length)
-        check_place(found, backbone)
-        if found.config.layer is None:
-            raise InputError(f"{sae} does not say which layer it reads; give --layer")
-        blocks = TokenBlocks(backbone, texts, found.config.layer, token_budget=token_budget)
+        place = check_place(found, backbone)
+        blocks = TokenBlocks(backbone, texts, place, token_budget=token_budget)
         metrics |= measured(found, whole, blocks)
         metrics["data"] = {"name": data, "held_out_rows": len(texts)}
     print(sae_summary(metrics))
@@ -190,8 +190,9 @@ def hold_out(texts: Dataset | list[str], share: float, seed: int) -> tuple[Any, 
 
 
 def measured(sae: SparseAutoencoder, whole: Any, blocks: TokenBlocks) -> dict[str, Any]:
-    """Quality on all blocks, and the LLM's loss on the first of their sequences; no loss for the last layer."""
-    states = [blocks.block(i) for i in range(len(blocks))]
+    """Quality on a few blocks, and the LLM's loss on the first of their sequences; no loss for the last layer."""
+    few_blocks = min(len(blocks), MOST_BLOCKS)
+    states = (blocks.block(i) for i in range(few_blocks))
     found: dict[str, Any] = {"sae": describe(sae), "quality": quality(sae, states).to_dict(), "loss": None}
     if blocks.layer < blocks.backbone.layers_run:
         few, tokens = [], 0
@@ -200,7 +201,7 @@ def measured(sae: SparseAutoencoder, whole: Any, blocks: TokenBlocks) -> dict[st
             tokens += len(item)
             if tokens > LOSS_TOKENS:
                 break
-        mean = torch.cat([part.float() for part in states]).mean(0)
+        mean = blocks.block(0).float().mean(0)
         found["loss"] = loss_recovered(whole, blocks.backbone, sae, few, mean).to_dict()
     return found
 

@@ -14,6 +14,7 @@ from penchant.evaluate import accuracy
 from penchant.explain.figures import break_down, feature_facts, figures, pick, share, strongest
 from penchant.explain.reading import REST, Reading
 from penchant.explain.texts import read_texts
+from penchant.heads import SparseHead
 from penchant.pairs import describe
 from penchant.reward_model import RewardModel, backbone_facts
 from penchant.sae.autoencoder import SparseAutoencoder
@@ -110,6 +111,7 @@ def model_facts(rm: RewardModel, reading: Reading) -> dict[str, Any]:
         "head": rm.head.name,
         "views": list(rm.recipe.response_views),
         "additive": reading.parts.additive,
+        "projects": isinstance(rm.head, SparseHead) and rm.head.features == "projection",
         "base": reading.parts.base_,
         "sae": {"source": reading.sae.source, "architecture": config.architecture, "latents": config.d_sae},
     }

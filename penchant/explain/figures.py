@@ -125,7 +125,8 @@ def break_down(
 
 def share(found: Figures, index: Any) -> float:
     """The share of the features at `index` in the strengths of all."""
-    return float(found.strength[index].sum() / found.strength.sum())
+    total = found.strength.sum()
+    return float(found.strength[index].sum() / total) if total else 0.0
 
 
 def _named(reading: Reading, index: int) -> dict[str, Any]:

@@ -57,10 +57,10 @@ class LinearParts:
     def __init__(self, head: LinearHead, recipe: Recipe, sae: SparseAutoencoder) -> None:
         check_views(sae, recipe)
         self.recipe, self.sae = recipe, sae
-        m, views = sae.config.d_sae, recipe.views
+        m, views = sae.config.d_sae, recipe.response_views
         self.features_ = np.tile(np.append(np.arange(m), REST), len(views))
         self.feature_views_ = tuple(view for view in views for _ in range(m + 1))
-        self.weight = head.weight_.reshape(len(views), recipe.width)
+        self.weight = head.weight_[recipe.columns(views)].reshape(len(views), recipe.width)
         scaled = self.weight / sae.config.scale
         self.weights = scaled @ sae.W_dec.detach().double().cpu().numpy().T  # [views, m]
         self.biases = scaled @ sae.b_dec.detach().double().cpu().numpy()

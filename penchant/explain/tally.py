@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from penchant.explain.tokens import END, PARTIAL, ReadText
+from penchant.explain.tokens import END, PARTIAL, VISIBLE, ReadText
 
 EXAMPLES = 6
 """Texts kept a latent."""
@@ -24,6 +25,9 @@ LEAST_TEXTS = 5
 """Responses in which a word must stand to be compared with those in which it does not."""
 LEAST_Z = 4.0
 """Standard errors by which the mean of the responses with the word must lie above the mean of all."""
+
+CUT_OFF = "… cut off"
+"""What a response that ends in a letter or digit is said to be."""
 
 
 class Span(NamedTuple):
@@ -75,7 +79,8 @@ class TokenTally:
         active: int [k], tokens at which each latent is active.
         words: {word: number}; sums: float32 [k, at least w], counts: int [at least w]: a word's occurrences, and the
             activations at them, the highest of each occurrence's tokens, added up.
-        ends: for each response the activations float32 [k] at its last token, its tokens, and the numbers of its words.
+        ends: for each response the activations float32 [k] at its last token, its tokens, and the numbers of its words,
+            among them one such as "…?" for the sign it ends with, or CUT_OFF for none.
     """
 
     def __init__(self, latents: int) -> None:
@@ -93,20 +98,31 @@ class TokenTally:
         found = np.where(counted[:, None], span.activations, 0.0)
         self.tokens += int(counted.sum())
         self.active += np.count_nonzero(found, axis=0)
-        numbers = np.array([self.words.setdefault(word, len(self.words)) for word in text.words])
-        while len(self.words) > len(self.counts):
-            self.sums = np.concatenate([self.sums, np.zeros_like(self.sums)], axis=1)
-            self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
+        numbers = self._numbers(text.words)
         of_words = np.maximum.reduceat(found, text.starts)
         at, latent = np.nonzero(of_words)
         np.add.at(self.sums, (latent, numbers[at]), of_words[at, latent])
         said = np.logical_or.reduceat(counted, text.starts)
         np.add.at(self.counts, numbers[said], 1)
         if is_response:
-            self.ends.append((span.activations[-1].copy(), len(span.ids), np.unique(numbers[said][:-1])))
+            self._end(span, [word for word, counts in zip(text.words, said, strict=True) if counts and word != END])
         peaks = found.argmax(axis=0)
         for j in np.flatnonzero(found.max(axis=0)).tolist():
             self._offer(j, span, text, int(peaks[j]))
+
+    def _numbers(self, words: Sequence[str]) -> NDArray[np.int64]:
+        """The words' numbers, with room for them all in `sums` and `counts`."""
+        numbers = np.array([self.words.setdefault(word, len(self.words)) for word in words], np.int64)
+        while len(self.words) > len(self.counts):
+            self.sums = np.concatenate([self.sums, np.zeros_like(self.sums)], axis=1)
+            self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
+        return numbers
+
+    def _end(self, span: Span, words: list[str]) -> None:
+        """Keep what a response's end does beside its words, its length, and the sign it ends with."""
+        last = next((word[-1] for word in reversed(words) if not set(word) <= set(VISIBLE.values())), "")
+        sign = CUT_OFF if last.isalnum() else f"…{last}"
+        self.ends.append((span.activations[-1].copy(), len(span.ids), np.unique(self._numbers([*words, sign]))))
 
     def _offer(self, latent: int, span: Span, text: ReadText, peak: int) -> None:
         best = self.examples[latent]
@@ -144,7 +160,7 @@ class Names:
         self.words = self.words[order]
         self.counts, self.sums = tally.counts[order], tally.sums[:, order]
         self.whole = np.array([PARTIAL not in word for word in self.words], bool)
-        self.spelled = np.array([any(c.isalnum() or c in "?!" for c in word) for word in self.words], bool)
+        self.spelled = np.array([any(c.isalnum() or c in "?!…" for c in word) for word in self.words], bool)
         self.ends = np.array([found for found, _, _ in tally.ends], np.float64)
         self.lengths = np.log([length for _, length, _ in tally.ends])
         columns = np.argsort(order)[np.concatenate([numbers for _, _, numbers in tally.ends])]

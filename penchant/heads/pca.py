@@ -126,7 +126,7 @@ class PCAHead(Head, kind="pca"):
         else:
             self.pooled_ = self._weigh(chosen, rejected)
             if fold.max() > 0:
-                self.cv_margins_ = self._held_out(chosen, rejected, fold)
+                self.cv_margins_ = self._held_out(pairs, scale, fold)
         self.cv_accuracy_ = None if self.cv_margins_ is None else pair_accuracy(self.cv_margins_)
         self.taste_ = self.pooled_
         return self
@@ -190,11 +190,18 @@ class PCAHead(Head, kind="pca"):
         taste: Array = (positive - negative) / spread
         return taste
 
-    def _held_out(self, chosen: Array, rejected: Array, fold: Array) -> Array:
+    def _held_out(self, pairs: LatentPairs, scale: Array, fold: Array) -> Array:
+        """Out-of-fold margins [n]; centred axes know the labels, so they are found anew in each fold."""
         margins = np.empty(len(fold))
         for part in range(int(fold.max()) + 1):
-            own = fold == part
-            margins[own] = (chosen[own] - rejected[own]) @ self._weigh(chosen[~own], rejected[~own])
+            own, head = fold == part, copy.copy(self)
+            seen = pairs.take(~own)
+            if self.center:
+                difference = (seen.chosen.astype(np.float64) - seen.rejected) / scale
+                head.components_ = self._directions(difference) / scale
+                head.spread_ = _deviation(*head._features(seen))
+            chosen, rejected = head._features(pairs.take(own))
+            margins[own] = (chosen - rejected) @ head._weigh(*head._features(seen))
         return margins
 
     def check_arguments(self) -> None:
@@ -206,6 +213,8 @@ class PCAHead(Head, kind="pca"):
             raise InputError(f"weighting is {self.weighting!r}; give map, softmax or uniform")
         if self.directions not in ("pca", "random"):
             raise InputError(f"directions is {self.directions!r}; give pca or random")
+        if self.center and self.weighting == "map":
+            raise InputError('center=True is for DRM as published; give weighting="softmax", or center=False')
         for name, values in (
             ("prior", [] if self.prior is None else [self.prior]),
             ("temperature", [self.temperature]),

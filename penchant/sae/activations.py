@@ -32,6 +32,9 @@ SAMPLE = 256
 class Blocks(Protocol):
     """What `train_sae` needs of its data; block i is the same whenever it is asked for."""
 
+    digest: str
+    """Differs where any block does."""
+
     def __len__(self) -> int: ...
     def block(self, number: int) -> Tensor:
         """States [t, d] in any order."""
@@ -82,14 +85,17 @@ class TokenBlocks:
             units = [np.array([row]) for row in range(len(data))]
         order = np.random.default_rng(seed).permutation(len(units))
         sample = [units[i] for i in order[:SAMPLE]]
-        packed = pack(self._tokens(np.concatenate(sample)), token_budget, packed=backbone.packed)
-        a_unit = sum(batch.tokens for batch in packed) / len(sample)
+        tokens = self._tokens(np.concatenate(sample))
+        a_unit = sum(batch.tokens for batch in pack(tokens, token_budget, packed=backbone.packed)) / len(sample)
         parts = max(1, round(len(units) * a_unit / block_tokens))
         self.rows: list[NDArray[Any]] = [
             np.concatenate([units[i] for i in part]) for part in np.array_split(order, parts) if len(part)
         ]
         made_of = f"{backbone.recipe((f'{layer}:last',)).fingerprint} {block_tokens} {seed} {len(data)}"
-        self.keep = Path(keep) / hashlib.sha256(made_of.encode()).hexdigest()[:16] if keep is not None else None
+        folder = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        self.keep = Path(keep) / folder if keep is not None else None
+        texts = b"".join(item.key for item in tokens)
+        self.digest = hashlib.sha256(f"{folder} {len(self.rows)}".encode() + texts).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.rows)

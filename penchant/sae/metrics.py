@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -58,7 +59,9 @@ def quality(sae: SparseAutoencoder, blocks: Iterable[Tensor]) -> Quality:
             cosine += float(F.cosine_similarity(x, found, dim=1).double().sum())
             active += float((activations > 0).sum())
             fired |= (activations > 0).any(0)
-    variance = square - float(total.square().sum()) / n
+    variance = square - float(total.square().sum()) / n if n else 0.0
+    if variance <= 0:
+        raise InputError(f"an SAE cannot be judged on {n} states that do not vary; give more and longer texts")
     return Quality(n, 1 - error / variance, active / n, 1 - float(fired.float().mean()), cosine / n)
 
 
@@ -110,6 +113,7 @@ def loss_recovered(
         raise InputError(f"no SAE of layer {number} can be spliced into an LLM of {backbone.layers_run} layers")
     layer, opening = backbone.layers[number - 1], template_opening(backbone)
     backbone.config._attn_implementation = backbone.plain_attention
+    sae = copy.deepcopy(sae).to(backbone.device)
     replacements = (lambda x: x, sae, lambda x: mean.to(x).expand_as(x), torch.zeros_like)
     sums, count = [0.0] * 4, 0
     for item in sequences:
@@ -122,7 +126,9 @@ def loss_recovered(
             with _replaced(layer, replace, start):
                 logits = model(input_ids=ids[None], use_cache=False).logits[0, start:-1].float()
             sums[which] += float(F.cross_entropy(logits, ids[start + 1 :], reduction="sum"))
-    return LossRecovered(count, *(value / max(1, count) for value in sums))
+    if not count:
+        raise InputError("no text has two tokens after its first; give longer texts to measure the LLM's loss on")
+    return LossRecovered(count, *(value / count for value in sums))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ SAVE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How an SAE is trained; the defaults were chosen by the variance explained on held-out training text."""
+    """How an SAE is trained; defaults suit runs of a few million states."""
 
     latents: int = 0
     """Number m of latents; 0 means 16 times the width (SARM)."""
@@ -39,7 +39,7 @@ class TrainingConfig:
     """Passes over the blocks."""
     batch: int = 2048
     """States a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Of Adam, at its peak; it rises over the first twentieth of the run and falls to 0 over the last fifth."""
     aux_weight: float = 1 / 32
     """Weight of AuxK: the dead latents reconstruct what the others left over."""
@@ -92,12 +92,16 @@ class Trainer:
         self.silent = torch.zeros(sae.config.d_sae, dtype=torch.long)
         self.adam = torch.optim.Adam(sae.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
         self.progress = Progress()
+        self.source: dict[str, Any] = {}
+        """What the run is of beside its settings: the blocks, and where in which LLM."""
 
     @classmethod
     def start(cls, config: TrainingConfig, first: Tensor, **facts: Any) -> Trainer:
         """A fresh SAE whose scale, bias and thresholds suit the first block [t, d]; `facts` go to its config."""
         d = first.shape[1]
         first = first.float()
+        if not len(first) or not float(first.norm()) > 0:
+            raise InputError("the first block holds no state other than 0 to learn from; give more and longer texts")
         mean_norm = float(first.norm(dim=1).mean())
         # A power of two, so that folding it into saved weights changes no bit.
         scale = 1.0 if config.normalize != "none" else 2.0 ** round(math.log2(math.sqrt(d) / mean_norm))
@@ -167,19 +171,24 @@ class Trainer:
             for moment, value in self.adam.state.get(parameter, {}).items():
                 tensors[f"adam.{name}.{moment}"] = value
         tensors["silent"] = self.silent
-        facts = {"config": asdict(self.config), "sae": self.sae.config.to_dict(), "progress": asdict(self.progress)}
+        facts = {
+            "config": asdict(self.config),
+            "source": self.source,
+            "sae": self.sae.config.to_dict(),
+            "progress": asdict(self.progress),
+        }
         partial = path.with_suffix(".partial")
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"facts": json.dumps(facts)})
         os.replace(partial, path)
 
     @classmethod
-    def resume(cls, path: Path, config: TrainingConfig) -> Trainer:
-        """The run that `save` wrote. Raises InputError if it was one with other settings."""
+    def resume(cls, path: Path, config: TrainingConfig, source: dict[str, Any]) -> Trainer:
+        """The run that `save` wrote. Raises InputError if it was one with other settings, or of other states."""
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts["config"] != asdict(config):
-            other = [k for k, v in asdict(config).items() if facts["config"].get(k) != v]
+        before, now = facts["config"] | facts["source"], asdict(config) | source
+        if other := [name for name in now if before.get(name) != now[name]]:
             raise InputError(
                 f"{path} is of a run with another {', '.join(other)}; give the same settings, or another folder"
             )
@@ -192,7 +201,7 @@ class Trainer:
         for name, parameter in sae.named_parameters():
             moments = {n.rsplit(".", 1)[1]: v for n, v in tensors.items() if n.startswith(f"adam.{name}.")}
             trainer.adam.state[parameter] = moments
-        trainer.progress = Progress(**facts["progress"])
+        trainer.progress, trainer.source = Progress(**facts["progress"]), source
         return trainer
 
 
@@ -215,10 +224,11 @@ def train_sae(
         facts: layer, model and revision, for the SAE's config.
 
     Raises:
-        InputError: the checkpoint is of other settings, or a state is not finite.
+        InputError: the checkpoint is of other settings or other states, or a state is not finite.
     """
     path = Path(folder) / CHECKPOINT if folder is not None else None
-    trainer = Trainer.resume(path, config) if path is not None and path.is_file() else None
+    source = {**facts, "blocks": blocks.digest}
+    trainer = Trainer.resume(path, config, source) if path is not None and path.is_file() else None
     total, saved = config.epochs * len(blocks), time.monotonic()
     with tqdm(total=total, unit="block", desc="train SAE", disable=not show_progress, leave=False) as bar:
         if trainer is not None:
@@ -229,7 +239,9 @@ def train_sae(
             states = blocks.block(int(order[done]))
             if not bool(torch.isfinite(states).all()):
                 raise InputError(f"block {int(order[done])} holds a state that is not finite; use dtype float32")
-            trainer = trainer or Trainer.start(config, states, **facts)
+            if trainer is None:
+                trainer = Trainer.start(config, states, **facts)
+                trainer.source = source
             trainer.block(states, (epoch * len(blocks) + done) / total, 1 / total)
             p = trainer.progress
             if p.done == len(blocks):
