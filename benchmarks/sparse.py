@@ -40,7 +40,12 @@ from penchant.sae import SparseAutoencoder
 from penchant.sae.formats import load_sae
 
 LLM_PARAMETERS = 134_515_008
-RIVALS = ("ridge", "ridge_15", "random", "random_16", "random_printed", "random_sae")
+RIVALS = {
+    "sparse": ("ridge", "random", "ridge_15", "random_sae"),
+    "sparse_16": ("ridge", "random", "random_16"),
+    "sparse_printed": ("ridge", "random", "random_printed", "random_sae_printed"),
+}
+"""Rows that differences are taken to; for every other row the first two."""
 RECORDED = ("hh_harmless", "hh_helpful", "novelty", "ultrafeedback", "llmbar")
 """Sets of the recorded run."""
 CHECKED = ("sparse", "sparse_16", "sparse_active")
@@ -96,7 +101,7 @@ def merge(source: sparse_data.Source, files: list[tuple[Path, Path]]) -> dict[st
     rows: dict[str, Any] = {}
     for name, correct in right.items():
         rows[name] = figure(seeds_and_prompts_interval(correct, groups))
-        for rival in RIVALS:
+        for rival in RIVALS.get(name, ("ridge", "random")):
             rows[name][f"minus_{rival}"] = figure(seeds_and_prompts_interval(correct - right[rival], groups))
         rows[name]["seconds"] = round(float(np.median([cell[f"seconds:{name}"] for cell in cells])), 3)
         rows[name]["parameters"] = int(np.median([cell[f"parameters:{name}"] for cell in cells]))
