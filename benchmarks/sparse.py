@@ -48,6 +48,7 @@ RIVALS = {
 """Rows that differences are taken to; for every other row the first two."""
 RECORDED = ("hh_harmless", "hh_helpful", "novelty", "ultrafeedback", "llmbar")
 """Sets of the recorded run."""
+PEOPLE_SEEDS = 5
 CHECKED = ("sparse", "sparse_16", "sparse_active")
 """Rows whose features are looked at."""
 DELETED = ("all", "without_top", "without_random")
@@ -222,7 +223,7 @@ def main() -> None:
         print(json.dumps({"part": options.part, "cells": number}))
         return
     print("\nsteering", json.dumps(details.get("steering")))
-    people = sparse_people.measure(backbone, options.cache, range(2) if options.quick else seeds)
+    people = sparse_people.measure(backbone, options.cache, range(1 if options.quick else PEOPLE_SEEDS))
     print(f"\nconvarg, {people['people']} persons")
     columns = [["", "accuracy", "minus pooled"]]
     for name, row in people["rows"].items():

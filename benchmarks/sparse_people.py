@@ -44,9 +44,9 @@ def measure(backbone: Backbone, cache: str | None, seeds: range) -> dict[str, An
     people = [user for user in np.unique(train.user_id) if (train.user_id == user).sum() >= max(SHOTS)]
     right: dict[str, list[NDArray[Any]]] = {}
 
-    def judge(name: str, per_person: dict[Any, Any]) -> None:
+    def judge(name: str, fitted: dict[Any, Any]) -> None:
         found = np.full(len(test), np.nan)
-        for user, head in per_person.items():
+        for user, head in fitted.items():
             own = np.flatnonzero(test.user_id == user)
             part = test.take(own)
             found[own] = correctness(head.score(part.chosen), head.score(part.rejected))
@@ -63,8 +63,8 @@ def measure(backbone: Backbone, cache: str | None, seeds: range) -> dict[str, An
             others = train.take(rng.permutation(np.flatnonzero(train.user_id != user))[:POOLED_PAIRS])
             own = rng.permutation(np.flatnonzero(train.user_id == user))
             pooled = PCAHead(random_state=seed).fit(others)
-            published = PCAHead(weighting="softmax", center=True, random_state=seed).fit(others)
-            random = PCAHead(weighting="uniform", directions="random", random_state=seed).fit(others)
+            published = PCAHead(weighting="softmax", center=True, folds=2, random_state=seed).fit(others)
+            random = PCAHead(weighting="uniform", directions="random", folds=2, random_state=seed).fit(others)
             keep("pooled", user, pooled)
             keep("ridge_pooled", user, LinearHead(random_state=seed).fit(others))
             keep("drm_pooled", user, published)
@@ -74,8 +74,8 @@ def measure(backbone: Backbone, cache: str | None, seeds: range) -> dict[str, An
                 keep(f"adapted_{n}", user, pooled.adapt(few))
                 keep(f"drm_{n}", user, published.adapt(few))
                 keep(f"random_heads_{n}", user, random.adapt(few))
-        for name, per_person in heads.items():
-            judge(name, per_person)
+        for name, fitted in heads.items():
+            judge(name, fitted)
     longer = np.where(np.isin(test.user_id, people), longer_text(texts), np.nan)
     right["longer_text"] = [longer] * len(seeds)
 

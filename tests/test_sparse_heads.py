@@ -111,6 +111,17 @@ def test_or_those_whose_activations_differ_most_for_their_spread() -> None:
     np.testing.assert_allclose(head.frequencies_[:, 0], (codes[:, kept] > 0).mean(axis=0))
 
 
+@pytest.mark.parametrize("arguments", [PAPER, ACTIVE])
+def test_the_linear_head_is_a_ridge_head_on_what_it_sees(arguments: dict[str, Any]) -> None:
+    pairs = make_pairs(100, BOTH, taste=0.5)
+    head = SparseHead(SAE, k=9, **arguments).fit(pairs)
+    sides = head.activations(pairs.chosen), head.activations(pairs.rejected)
+    recipe = replace(pairs.recipe, views=BOTH[:1], width=18)
+    plain = LinearHead(strength=head.strength_)
+    plain.fit(replace(pairs, chosen=sides[0], rejected=sides[1], prompt=sides[0], recipe=recipe))
+    np.testing.assert_allclose(head.score(pairs.chosen), plain.score(sides[0]), atol=1e-6)
+
+
 def test_ties_go_to_the_lower_index_and_equal_frequencies_are_never_kept() -> None:
     ones = np.ones((4, WIDTH), np.float32)
     more, none = ones.copy(), -ones

@@ -64,7 +64,7 @@ def explain(
     spent = {"total_seconds": time.perf_counter() - run.start, "peak_memory_mb": peak_memory_mb()}
     title = f"{reward_model} explained on {data}"
     found = {"title": title, "created": run.created, "versions": versions(), **found, "cost": spent}
-    text = json.dumps(found, indent=1, allow_nan=False)
+    text = json.dumps(found, allow_nan=False)
     (run.folder / "explanation.json").write_text(text + "\n", encoding="utf-8")
     page = write_explanation(found, run.folder / "explanation.html")
     print(summary(found))
