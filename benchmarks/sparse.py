@@ -191,6 +191,7 @@ def main() -> None:
     cells.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {"methods": METHODS, "sae": sae.facts, "sets": {}}
+    speed = sparse_sae.speed(sparse_sae.a_block(work, backbone)) if parts == 1 else {}
     number = 0
     for name in names:
         source = sparse_data.load(name, backbone, options.cache)
@@ -236,8 +237,7 @@ def main() -> None:
     figures["sae_loss_recovered"] = sae.facts["loss"]["recovered"]
     figures["sae_parameters_share"] = sum(p.numel() for p in sae.parameters()) / LLM_PARAMETERS
     figures["sae_training_tokens"] = sae.facts["tokens"]
-    states = sparse_sae.a_block(work, backbone)
-    figures |= sparse_sae.speed(states)
+    figures |= speed
     for name in ("sae_variance_explained", "sae_l0", "sae_dead_share", "sae_loss_recovered", "sae_speed_ratio"):
         print(f"{name}: {figures.get(name)}")
     full = not options.quick and set(names) >= set(RECORDED)

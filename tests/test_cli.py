@@ -375,9 +375,12 @@ def test_wrong_input_is_one_sentence(
 def test_help_comes_from_the_docstrings(capsys: Any) -> None:
     _, known = parser()
     assert set(known) >= {"encode", "train", "evaluate", "score", "report", "cache", "demo"}
-    for name, function in known.items():
+    alone = {(name,): verb for name, verb in known.items() if not isinstance(verb, dict)}
+    nested = {(name, each): f for name, verb in known.items() if isinstance(verb, dict) for each, f in verb.items()}
+    assert len(nested) >= 2
+    for words, function in {**alone, **nested}.items():
         with pytest.raises(SystemExit) as done:
-            main([name, "--help"])
+            main([*words, "--help"])
         assert done.value.code == 0
         page = " ".join(capsys.readouterr().out.split())
         assert " ".join((function.__doc__ or "").split("\n\n")[0].split()) in page

@@ -85,7 +85,8 @@ def test_the_rest_of_a_linear_head_is_what_the_sae_does_not_reconstruct(sae: Spa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_are_those_of_all_pairs_at_once(kind: str) -> None:
+def test_figures_are_those_of_all_pairs_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penchant.explain.figures.CHUNK", 7)
     rm, data = reward_model(kind), latents(kind)
     reading = Reading(rm, THROUGH.get(kind))
     found = figures(reading, data)
