@@ -10,6 +10,7 @@ from penchant.report_html import Section, count, escape, section, table
 from penchant.report_tokens import Shade, Token, said, shaded, tokens
 
 SIDES = {"prompt": "Prompt", "chosen": "Chosen in the data", "rejected": "Rejected in the data"}
+REST = "what the SAE does not describe"
 ROUNDING = 1e-5
 """What is left over beyond this share of the score's parts is shown as a part of its own."""
 
@@ -59,19 +60,20 @@ def pair(explanation: Explanation, one: dict[str, Any], is_open: bool) -> str:
 def sentence(explanation: Explanation, one: dict[str, Any]) -> str:
     """Which response wins and which features speak most for it, and against it."""
     margin = one["score"]["difference"]
-    winner = "chosen" if margin > 0 else "rejected"
+    parts = [(f"“<bdi>{escape(called(explanation, part))}</bdi>”", part["difference"]) for part in one["features"]]
+    if one["rest"]:
+        parts.append((REST, one["rest"]["difference"]))
+    parts.sort(key=lambda part: -abs(part[1]))
 
-    def named(helps: bool) -> str:
-        some = [part for part in one["features"] if (part["difference"] * margin > 0) is helps][:2]
-        return " and ".join(
-            f"<bdi>{escape(called(explanation, part))}</bdi> ({signed(part['difference'])})" for part in some
-        )
+    def most(side: float) -> str:
+        found = [f"{name} ({signed(difference)})" for name, difference in parts if difference * side > 0]
+        return " and ".join(found[:2])
 
     if not margin:
         return "Both responses score the same."
-    says = f"The {winner} response scores higher by {signed(abs(margin))[1:]}"
-    says += f", most of all by {named(True)}" if named(True) else ""
-    return says + (f"; against it speak {named(False)}." if named(False) else ".")
+    says = f"The {'chosen' if margin > 0 else 'rejected'} response scores higher by {signed(abs(margin))[1:]}"
+    says += f", most of all by {most(margin)}" if most(margin) else ""
+    return says + (f"; against it speaks {most(-margin)}." if most(-margin) else ".")
 
 
 def rows(explanation: Explanation, one: dict[str, Any]) -> tuple[list[list[str]], list[int]]:
@@ -88,7 +90,7 @@ def rows(explanation: Explanation, one: dict[str, Any]) -> tuple[list[list[str]]
     if others["features"]:
         parts.append((f"{count(others['features'])} other features", others))
     if one["rest"]:
-        parts.append(("what the SAE does not describe", one["rest"]))
+        parts.append((REST, one["rest"]))
     if one["base"]:
         parts.append(("base, the same for all", {"chosen": one["base"], "rejected": one["base"], "difference": 0.0}))
     largest = max(abs(part[name]) for _, part in [*parts, ("", one["score"])] for name in ("chosen", "rejected"))

@@ -106,7 +106,8 @@ def shaded(text: Sequence[Token], shade: Shade, around: int = AROUND, cut: Seque
             shown += [_mark(text[i], shade, i == peak) for i in run]
         else:
             plain = "".join(text[i].text for i in run)
-            shown.append(escape(plain) if inside else f'<span class="dim"> {escape(" ".join(plain.split()))}</span> ')
+            template = f"{' ' if shown else ''}{' '.join(plain.split())}"
+            shown.append(escape(plain) if inside else f'<span class="dim">{escape(template)}</span> ')
     before, behind = first > 0 or cut[0], end < len(text) or cut[1]
     return f"{_left_out(first) if before else ''}{''.join(shown)}{_left_out(len(text) - end) if behind else ''}"
 

@@ -12,7 +12,7 @@ import torch
 from penchant import InputError, load_pairs
 from penchant.encode import encode_pairs
 from penchant.explain import Reading
-from penchant.explain.figures import LISTED, SHOWN, figures, pick
+from penchant.explain.figures import LISTED, SHOWN, measure, pick
 from penchant.explain.reading import REST
 from penchant.explain.texts import token_activations
 from penchant.sae import SAEConfig, SparseAutoencoder
@@ -89,7 +89,7 @@ def test_figures_are_those_of_all_pairs_at_once(kind: str, monkeypatch: pytest.M
     monkeypatch.setattr("penchant.explain.figures.CHUNK", 7)
     rm, data = reward_model(kind), latents(kind)
     reading = Reading(rm, THROUGH.get(kind))
-    found = figures(reading, data)
+    found = measure(reading, data)
     given = reading.parts.contributions(data.chosen) - reading.parts.contributions(data.rejected)
     np.testing.assert_allclose(found.strength, np.abs(given).mean(0), rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(found.mean, given.mean(0), rtol=1e-6, atol=1e-12)
@@ -107,12 +107,12 @@ def test_figures_are_those_of_all_pairs_at_once(kind: str, monkeypatch: pytest.M
 
 def test_weights_are_the_heads_own() -> None:
     head: Any = reward_model("sae").head
-    found = figures(Reading(reward_model("sae")), latents("sae"))
+    found = measure(Reading(reward_model("sae")), latents("sae"))
     known = np.isfinite(found.weight)
     assert known.sum() > 20
     np.testing.assert_allclose(found.weight[known], head.weight_[known], rtol=1e-5)
     head = reward_model("linear").head
-    found = figures(Reading(reward_model("linear"), SAE), latents("linear"))
+    found = measure(Reading(reward_model("linear"), SAE), latents("linear"))
     weights = np.concatenate([[*(SAE.W_dec.detach().numpy() @ w), 0] for w in head.weight_.reshape(2, -1)])
     known = np.isfinite(found.weight) & (np.tile(np.arange(65), 2) < 64)
     np.testing.assert_allclose(found.weight[known], weights[known], rtol=1e-4)
@@ -141,7 +141,7 @@ def test_an_explanation_is_made_again_alike_and_steering_shows() -> None:
     feature = first["features"][0]["feature"]
     head: Any = reward_model("sae").head
     rm = type(reward_model("sae"))(reward_model("sae").recipe, head.steer(feature, 0.0), backbone=backbone())
-    steered = figures(Reading(rm), latents("sae"))
+    steered = measure(Reading(rm), latents("sae"))
     assert (steered.strength[head.features_ == feature] == 0).all()
 
 

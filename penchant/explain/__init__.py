@@ -11,7 +11,7 @@ from datasets import Dataset
 from penchant.encode import TOKEN_BUDGET, encode_pairs
 from penchant.errors import InputError
 from penchant.evaluate import accuracy
-from penchant.explain.figures import break_down, feature_facts, figures, pick, share, strongest
+from penchant.explain.figures import break_down, feature_facts, measure, pick, share, strongest
 from penchant.explain.reading import REST, Reading
 from penchant.explain.texts import read_texts
 from penchant.heads import SparseHead
@@ -72,7 +72,7 @@ def explain(
         show_progress=show_progress,
     )
     chosen, rejected = (rm.head.score(side).astype(np.float64) for side in (latents.chosen, latents.rejected))
-    found = figures(reading, latents, show_progress)
+    found = measure(reading, latents, show_progress)
     ranked = strongest(reading, found)
     shown = {row: "asked for"} if row is not None else pick(chosen - rejected)
     broken = [{"why": why, **break_down(reading, found, latents, i, (chosen, rejected))} for i, why in shown.items()]

@@ -37,7 +37,7 @@ class Figures(NamedTuple):
     """The same of the rejected ones."""
 
 
-def figures(reading: Reading, latents: LatentPairs, show_progress: bool = False) -> Figures:
+def measure(reading: Reading, latents: LatentPairs, show_progress: bool = False) -> Figures:
     """The figures of every feature; of the contributions [n, f] a chunk is held at a time."""
     f, n = len(reading.parts.features_), len(latents)
     size, total, differs, wins, chosen, rejected = np.zeros((6, f))
