@@ -200,6 +200,8 @@ def test_the_last_token_is_the_state_that_the_view_last_reads() -> None:
     states = latents("sae").select((VIEWS[0],)).chosen[:10]
     with torch.inference_mode():
         expected = SAE.encode(torch.from_numpy(states)).numpy()
+    assert [found[item.key].start for item in tokens] == [len(item.prompt) for item in tokens]
+    assert {found[item.prompt_key].start for item in tokens} == {0}
     last = [found[item.key].activations[-1] for item in tokens]
     np.testing.assert_allclose(last, expected, rtol=1e-4, atol=1e-4)
 

@@ -180,6 +180,13 @@ def test_only_tokens_of_the_messages_and_a_responses_end_count() -> None:
         assert [example.peak for example in tally.examples[0]] == [1 + 2 * is_response]
 
 
+def test_a_word_is_as_active_as_the_most_active_of_its_tokens() -> None:
+    text = ReadText([" va", "cc", "ine", "<end>"], np.arange(4) < 3, ["vaccine", END], np.array([0, 3]))
+    tally = TokenTally(1)
+    tally.add(Span(b"1", np.arange(4), np.array([[1.0], [3.0], [2.0], [0.0]], np.float32), 5), text, True)
+    assert Names(tally).tokens(0) == [{"text": "vaccine", "mean": 3.0, "count": 1}]
+
+
 def test_examples_are_the_strongest_of_different_texts() -> None:
     rng = np.random.default_rng(0)
     texts: list[Any] = []
