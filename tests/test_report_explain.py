@@ -37,12 +37,12 @@ def found(request: pytest.FixtureRequest) -> dict[str, Any]:
 def spoiled(value: Any) -> Any:
     """The same with every string as bad as it gets, but for those that the page looks things up by.
 
-    Of a list of tokens only the first.
+    Of a list of tokens every twentieth.
     """
     if isinstance(value, str):
         return value if re.fullmatch(r"\d+:(last|mean)|chosen|rejected|prompt", value) else HOSTILE + value
     if isinstance(value, list):
-        return [spoiled(one) if i == 0 or not isinstance(one, str) else one for i, one in enumerate(value)]
+        return [spoiled(one) if i % 20 == 0 or not isinstance(one, str) else one for i, one in enumerate(value)]
     return {key: spoiled(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
