@@ -99,6 +99,11 @@ def attending(pack: Pack) -> Iterator[None]:
         _pack.reset(token)
 
 
+def current_pack() -> Pack | None:
+    """The pack that is worked on in this thread, if any."""
+    return _pack.get(None)
+
+
 def tree_attention(
     module: torch.nn.Module,
     query: Tensor,

@@ -167,7 +167,18 @@ class Backbone:
         """
         return self._run_pack(trees, layers)[0]
 
-    def _run_pack(self, trees: list[tuple[Tensor, list[Tensor]]], layers: tuple[int, ...]) -> tuple[list[Tensor], int]:
+    def final_states(self, trees: list[tuple[Tensor, list[Tensor]]], embeds: Tensor | None = None) -> Tensor:
+        """States [t, width] after the final norm, in the order of `packed_spans` or, where the model cannot run
+        packed, of `padded_spans`. Differentiable: for a model that is trained. `embeds` [t, width] stand in for the
+        embeddings of a pack's tokens."""
+        if self.packed:
+            return self._run_pack(trees, (self.depth,), embeds)[0][0]
+        rows = [torch.cat((prompt, response)) for prompt, responses in trees for response in responses]
+        return self._run_rows(rows, (self.depth,))[0].flatten(0, 1)
+
+    def _run_pack(
+        self, trees: list[tuple[Tensor, list[Tensor]]], layers: tuple[int, ...], embeds: Tensor | None = None
+    ) -> tuple[list[Tensor], int]:
         """The states, and how often TREE_ATTENTION was called for them."""
         ids = torch.cat([part for prompt, responses in trees for part in (prompt, *responses)])
         positions = torch.cat(
@@ -180,27 +191,31 @@ class Backbone:
         lengths = [(len(prompt), [len(response) for response in responses]) for prompt, responses in trees]
         self.config._attn_implementation = TREE_ATTENTION
         pack = Pack(tree_blocks(lengths, self.device))
+        inputs = {"input_ids": ids[None].to(self.device)} if embeds is None else {"inputs_embeds": embeds[None]}
         with attending(pack):
-            states = self._forward(layers, ids[None], position_ids=positions[None].to(self.device))
+            states = self._forward(layers, **inputs, position_ids=positions[None].to(self.device))
         return [state[0] for state in states], pack.calls
 
     @torch.inference_mode()
     def run_padded(self, rows: list[Tensor], layers: tuple[int, ...]) -> list[Tensor]:
         """Hidden states [n, longest, width] of right-padded rows, each a whole sequence [t_i], for each of `layers`."""
+        return self._run_rows(rows, layers)
+
+    def _run_rows(self, rows: list[Tensor], layers: tuple[int, ...]) -> list[Tensor]:
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         self.config._attn_implementation = self.plain_attention
-        return self._forward(layers, ids, attention_mask=mask.to(self.device))
+        return self._forward(layers, input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
 
-    def _forward(self, layers: tuple[int, ...], ids: Tensor, **inputs: Tensor) -> list[Tensor]:
+    def _forward(self, layers: tuple[int, ...], **inputs: Tensor) -> list[Tensor]:
         """Run the model once and catch the outputs of `layers` on the way; the very last one after the final norm."""
         if max(layers) > self.layers_run:
             raise InputError(f"layer {max(layers)} was cut away, {self.layers_run} are left; load the backbone again.")
         caught: dict[int, Tensor | None] = dict.fromkeys(layers)
         token = _caught.set(caught)
         try:
-            caught[self.depth] = self.model(input_ids=ids.to(self.device), use_cache=False, **inputs)[0]
+            caught[self.depth] = self.model(use_cache=False, **inputs)[0]
         except _Enough:
             pass
         finally:

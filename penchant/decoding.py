@@ -7,6 +7,8 @@ that a decoding step is made of, and the prompts' part is never copied when the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from penchant.backbone import Backbone
+from penchant.errors import InputError
 
 ANSWER_ATTENTION = "penchant_answers"
 TOP = 200
@@ -78,6 +81,31 @@ def answer_attention(
 ALL_ATTENTION_FUNCTIONS.register(ANSWER_ATTENTION, answer_attention)
 
 
+@contextmanager
+def shifted_head(head: nn.Module, shift: Tensor | None) -> Iterator[None]:
+    """Within it `head`, a vocabulary's head, sees h + z: the hidden states [b, t, d] get `shift` [r, d], r dividing b.
+
+    Each row of `shift` serves b / r rows that follow each other; InputError where r does not divide b. None changes
+    nothing.
+    """
+    if shift is None:
+        yield
+        return
+
+    def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = inputs
+        if len(hidden) % len(shift):
+            raise InputError(f"{len(shift)} shifts cannot be shared by {len(hidden)} rows; give one a prompt, or one.")
+        z = shift.to(hidden).repeat_interleave(len(hidden) // len(shift), 0)
+        return (hidden + z[:, None], *rest)
+
+    handle = head.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class Decoder:
     """The state of `answers` unfinished answers to each of some prompts.
 
@@ -85,10 +113,19 @@ class Decoder:
     """
 
     def __init__(
-        self, model: transformers.PreTrainedModel, backbone: Backbone, prompts: list[Tensor], answers: int, budget: int
+        self,
+        model: transformers.PreTrainedModel,
+        backbone: Backbone,
+        prompts: list[Tensor],
+        answers: int,
+        budget: int,
+        shift: Tensor | None = None,
     ) -> None:
-        """`prompts` are ids [t_i], t_i >= 1, run at most `budget` tokens at once; sort them by length."""
-        self.model, self.backbone, self.answers = model, backbone, answers
+        """`prompts` are ids [t_i], t_i >= 1, run at most `budget` tokens at once; sort them by length.
+
+        `shift` [p, d] is added to the last hidden states of each prompt's answers, right before the vocabulary's head.
+        """
+        self.model, self.backbone, self.answers, self.shift = model, backbone, answers, shift
         lengths = torch.tensor([len(prompt) - 1 for prompt in prompts])
         longest = int(lengths.max())
         self.prompts = self._prefill(prompts, longest, budget)
@@ -133,12 +170,13 @@ class Decoder:
         token = _step.set(Step(self.prompts, distance.to(device)))
         try:
             model: Any = self.model
-            out = model(
-                input_ids=tokens.to(device),
-                position_ids=positions.to(device),
-                past_key_values=self.cache,
-                use_cache=True,
-            )
+            with shifted_head(model.get_output_embeddings(), self.shift):
+                out = model(
+                    input_ids=tokens.to(device),
+                    position_ids=positions.to(device),
+                    past_key_values=self.cache,
+                    use_cache=True,
+                )
         finally:
             _step.reset(token)
             self.backbone.config._attn_implementation = self.backbone.plain_attention
@@ -151,6 +189,7 @@ class Decoder:
         self.cache.batch_select_indices(on_device)
         self.prompts = [(keys[on_device], values[on_device]) for keys, values in self.prompts]
         self.positions, self.back = self.positions[rows], self.back[rows]
+        self.shift = self.shift[rows] if self.shift is not None else None
 
 
 def draw(logits: Tensor, random: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from penchant.answer_file import append_batch, read_batches
 from penchant.backbone import DEFAULT, PROBE_TOLERANCE, Backbone, load_whole
-from penchant.chat import Text
+from penchant.chat import Chat, Ids, Text
 from penchant.decoding import TOP, Decoder, draw
 from penchant.errors import InputError
 
@@ -85,6 +85,7 @@ class Generator:
         token_budget: int = TOKEN_BUDGET,
         file: str | Path | None = None,
         show_progress: bool = True,
+        shift: Tensor | None = None,
     ) -> list[list[str]]:
         """`answers` texts for each prompt, in the prompts' order; `self.cost` tells what they took.
 
@@ -101,21 +102,27 @@ class Generator:
             token_budget: prompt tokens run at once.
             file: .jsonl file that each batch is appended to when done. A run that was killed goes on from there and
                 gives the very answers of a run that was not; batches of other settings in it are left alone.
+            shift: [n, d], a vector for each prompt that is added to the last hidden state of every token of its answers
+                and of its own last token, right before the vocabulary's head.
 
         Raises:
             InputError: a setting out of range, or a prompt that the chat template refuses.
         """
         check_settings(answers, max_new_tokens, temperature, top_p, rows, self.backbone.chat.max_length)
-        room = self.backbone.chat.max_length - max_new_tokens
-        asked = [item.prompt[-room:] for item in self.backbone.chat.encode(prompts, ["a"] * len(prompts))]
-        if empty := [row for row, ids in enumerate(asked) if not len(ids)]:
-            raise InputError(f"prompt {empty[0]} has no tokens; leave it out.")
+        asked = prompt_ids(self.backbone.chat, prompts, max_new_tokens)
         llm = self.backbone.recipe((f"{self.backbone.depth}:last",)).fingerprint
         settings = (llm, TOP, CACHED_TOKENS, answers, max_new_tokens, temperature, top_p, seed, rows, token_budget)
         found = read_batches(Path(file)) if file is not None else {}
         self.cost = GenerationCost()
         texts: dict[bytes, list[str]] = {}
-        unique = {ids.tobytes(): ids for ids in asked}
+        shift = shift.float().cpu() if shift is not None else None
+        # Equal prompts share their answers, unless they are shifted differently.
+        keys = [
+            ids.tobytes() + (shift[row].numpy().tobytes() if shift is not None else b"")
+            for row, ids in enumerate(asked)
+        ]
+        unique = dict(zip(keys, asked, strict=True))
+        rows_of = {key: row for row, key in enumerate(keys)}
         total = sum(map(len, unique.values())) + len(unique) * answers * max_new_tokens
         with tqdm(
             total=total, unit="tok", unit_scale=True, desc="sample", disable=not show_progress, leave=False
@@ -125,8 +132,9 @@ class Generator:
                 if key not in found:
                     ids = [torch.from_numpy(unique[each]).long() for each in batch]
                     start = time.perf_counter()
-                    random = uniforms(seed, batch, answers, max_new_tokens)
-                    lists = self._answer(ids, random, temperature, top_p, token_budget)
+                    random = uniforms(seed, [unique[each].tobytes() for each in batch], answers, max_new_tokens)
+                    own = shift[[rows_of[each] for each in batch]] if shift is not None else None
+                    lists = self._answer(ids, random, temperature, top_p, token_budget, own)
                     found[key] = {
                         "batch": key,
                         "prompts": len(batch),
@@ -143,15 +151,21 @@ class Generator:
                 for name in self.cost.to_dict():
                     setattr(self.cost, name, getattr(self.cost, name) + record[name])
                 bar.update(record["prompt_tokens"] + len(batch) * answers * max_new_tokens)
-        return [texts[ids.tobytes()] for ids in asked]
+        return [texts[key] for key in keys]
 
     @torch.inference_mode()
     def _answer(
-        self, prompts: list[Tensor], random: Tensor, temperature: float, top_p: float, budget: int
+        self,
+        prompts: list[Tensor],
+        random: Tensor,
+        temperature: float,
+        top_p: float,
+        budget: int,
+        shift: Tensor | None,
     ) -> list[list[list[int]]]:
         """Ids of the answers to each prompt; `random` are numbers in [0, 1) [p, answers, max_new_tokens]."""
         ends = torch.tensor(sorted(self.backbone.chat.ends))
-        decoder = Decoder(self.model, self.backbone, prompts, random.shape[1], budget)
+        decoder = Decoder(self.model, self.backbone, prompts, random.shape[1], budget, shift)
         new = torch.zeros(random.shape, dtype=torch.long)
         length = torch.full(random.shape[:2], random.shape[2])
         rows = torch.arange(len(prompts))  # those still decoded
@@ -195,6 +209,15 @@ class Generator:
         return True
 
 
+def prompt_ids(chat: Chat, prompts: Sequence[Text], max_new_tokens: int) -> list[Ids]:
+    """Each prompt's ids, without the start that would leave no room for an answer; InputError where none are left."""
+    room = chat.max_length - max_new_tokens
+    asked = [item.prompt[-room:] for item in chat.encode(prompts, ["a"] * len(prompts))]
+    if empty := [row for row, ids in enumerate(asked) if not len(ids)]:
+        raise InputError(f"prompt {empty[0]} has no tokens; leave it out.")
+    return asked
+
+
 def batches(unique: dict[bytes, NDArray[np.int32]], most: int) -> Iterator[list[bytes]]:
     """Prompts, named by their ids' bytes, from the shortest to the longest, at most `most` in a batch (at least 1)."""
     batch: list[bytes] = []
@@ -209,11 +232,14 @@ def batches(unique: dict[bytes, NDArray[np.int32]], most: int) -> Iterator[list[
 
 def uniforms(seed: int, prompts: list[bytes], answers: int, steps: int) -> Tensor:
     """Numbers in [0, 1) [p, answers, steps] that depend on the seed and on each prompt alone."""
-    seeds = [
-        hashlib.blake2b(key, key=seed.to_bytes(8, "little", signed=True), digest_size=16).digest() for key in prompts
-    ]
-    drawn = [np.random.default_rng(int.from_bytes(each, "little")).random((answers, steps)) for each in seeds]
+    drawn = [np.random.default_rng(prompt_seed(seed, key)).random((answers, steps)) for key in prompts]
     return torch.from_numpy(np.stack(drawn)).float()
+
+
+def prompt_seed(seed: int, prompt: bytes) -> int:
+    """A seed of 128 bits for one prompt's own random numbers."""
+    digest = hashlib.blake2b(prompt, key=seed.to_bytes(8, "little", signed=True), digest_size=16).digest()
+    return int.from_bytes(digest, "little")
 
 
 def check_settings(

@@ -24,7 +24,6 @@ metrics.json, where FIGURE is {value, low, high, n}:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from penchant.report_html import (
     Section,
@@ -35,11 +34,11 @@ from penchant.report_html import (
     finite,
     interval,
     number,
-    page,
     percent,
     plain,
     points,
     section,
+    write_page,
 )
 from penchant.report_sections import (
     Metrics,
@@ -51,6 +50,7 @@ from penchant.report_sections import (
     ends,
     length,
     mistakes,
+    pairs_of,
     part,
     sources,
     tried,
@@ -62,18 +62,8 @@ def write_report(metrics: Metrics, path: str | Path) -> Path:
     """Write the page for `metrics` (the contents of metrics.json) to the file `path`, and return that path."""
     makers = (setting, accuracy, sources, tried, synthesis, curve, calibration, length, best_of_n, mistakes, cost)
     sections = [made for make in makers if (made := make(metrics))]
-    links = "".join(f'<li><a href="#{s.anchor}">{s.title}</a></li>' for s in sections)
-    content = "\n".join(s.html for s in sections)
     title = escape(metrics.get("title") or "Reward model")
-    body = (
-        f"<header><h1>{title}</h1>{headline(metrics)}{tiles(metrics)}"
-        f'<nav aria-label="Parts of this report"><ul>{links}</ul></nav></header>\n'
-        f"<main>\n{content}\n</main>\n<footer>{versions(metrics)}</footer>"
-    )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(title, body), encoding="utf-8")
-    return target
+    return write_page(title, headline(metrics) + tiles(metrics), sections, versions(metrics), path)
 
 
 def headline(metrics: Metrics) -> str:
@@ -152,17 +142,6 @@ def setting(metrics: Metrics) -> Section | None:
     if not (train or test or head or backbone):
         return None
 
-    def pairs(data: dict[str, Any]) -> str:
-        if not data:
-            return ""
-        text = f"{count(data.get('pairs'))} pairs, {count(data.get('prompts'))} prompts: {escape(data.get('name', ''))}"
-        if data.get("skipped"):
-            text += f"<br>{count(data['skipped'])} rows skipped"
-        names = data.get("sources") or {}
-        if len(names) > 1:
-            text += "<br>" + ", ".join(f"{escape(name)} {count(n)}" for name, n in list(names.items())[:12])
-        return text
-
     layers = f", {count(backbone['layers_run'])} layers run" if finite(backbone.get("layers_run")) else ""
     size = f", {count(backbone['parameters'])} parameters" if finite(backbone.get("parameters")) else ""
     reason = f" ({escape(backbone['dtype_reason'])})" if backbone.get("dtype_reason") else ""
@@ -172,8 +151,8 @@ def setting(metrics: Metrics) -> Section | None:
     views = ", ".join(f"<code>{escape(view)}</code>" for view in head.get("views") or recipe.get("views") or ())
     listed = facts(
         [
-            ("Trained on", pairs(train)),
-            ("Tested on", pairs(test)),
+            ("Trained on", pairs_of(train)),
+            ("Tested on", pairs_of(test)),
             ("Backbone, frozen", f"{escape(backbone['name'])}{size}{layers}" if backbone.get("name") else ""),
             ("Number type", f"{escape(backbone['dtype'])}{reason}" if backbone.get("dtype") else ""),
             ("Latent: layer and pooling", views),

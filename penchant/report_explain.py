@@ -35,10 +35,10 @@ from penchant.report_html import (
     facts,
     interval,
     number,
-    page,
     percent,
     section,
     table,
+    write_page,
 )
 from penchant.report_tokens import TOKEN_STYLE, Shade, shaded, tokens
 
@@ -51,18 +51,9 @@ TELLING = 0.3
 def write_explanation(explanation: Explanation, path: str | Path) -> Path:
     """Write the page for `explanation` (the contents of explanation.json) to the file `path`, and return that path."""
     sections = [made for make in (how_to_read, carried, responds, pairs, setting) if (made := make(explanation))]
-    links = "".join(f'<li><a href="#{s.anchor}">{s.title}</a></li>' for s in sections)
-    content = "\n".join(s.html for s in sections)
     title = escape(explanation.get("title") or "Reward model explained")
-    body = (
-        f"<header><h1>{title}</h1>{headline(explanation)}{tiles(explanation)}"
-        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav></header>\n'
-        f"<main>\n{content}\n</main>\n<footer>{escape(explanation.get('created', ''))}</footer>"
-    )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(title, body, TOKEN_STYLE), encoding="utf-8")
-    return target
+    opening, created = headline(explanation) + tiles(explanation), escape(explanation.get("created", ""))
+    return write_page(title, opening, sections, created, path, TOKEN_STYLE)
 
 
 def headline(explanation: Explanation) -> str:

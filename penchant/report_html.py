@@ -6,6 +6,7 @@ import html
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from penchant.report_style import STYLE
@@ -122,6 +123,33 @@ def section(anchor: str, title: str, says: str, figure: str = "", data: str = ""
         f'<section id="{anchor}" aria-labelledby="{anchor}-title"><h2 id="{anchor}-title">{title}</h2>'
         f"<p>{says}</p>{sides}</section>",
     )
+
+
+def text_box(label: str, text: Any, wide: bool = False) -> str:
+    """A text under its label (safe HTML already), in a box that scrolls by itself where it is long."""
+    return (
+        f"<div{' class=wide' if wide else ''}><h3>{label}</h3>"
+        f'<div class="text" dir="auto" tabindex="0" role="region" aria-label="{label}">{escape(text)}</div></div>'
+    )
+
+
+def write_page(
+    title: str, opening: str, sections: Sequence[Section], footer: str, path: str | Path, more_style: str = ""
+) -> Path:
+    """Write a page of sections, with links to them below its opening, to `path`; returns that path.
+
+    All but `sections` is safe HTML already.
+    """
+    links = "".join(f'<li><a href="#{s.anchor}">{s.title}</a></li>' for s in sections)
+    content = "\n".join(s.html for s in sections)
+    body = (
+        f'<header><h1>{title}</h1>{opening}<nav aria-label="Parts of this page"><ul>{links}</ul></nav></header>\n'
+        f"<main>\n{content}\n</main>\n<footer>{footer}</footer>"
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(title, body, more_style), encoding="utf-8")
+    return target
 
 
 def page(title: str, body: str, more_style: str = "") -> str:

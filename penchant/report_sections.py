@@ -17,6 +17,7 @@ from penchant.report_html import (
     plain,
     section,
     table,
+    text_box,
 )
 from penchant.report_plots import Line, Row, forest, lines, whole_percent
 
@@ -28,6 +29,19 @@ def part(metrics: Metrics, *keys: str) -> dict[str, Any]:
     for key in keys:
         metrics = metrics.get(key) or {}
     return metrics
+
+
+def pairs_of(data: dict[str, Any]) -> str:
+    """What some pairs are: how many, from where, and how many were left out."""
+    if not data:
+        return ""
+    text = f"{count(data.get('pairs'))} pairs, {count(data.get('prompts'))} prompts: {escape(data.get('name', ''))}"
+    if data.get("skipped"):
+        text += f"<br>{count(data['skipped'])} rows skipped"
+    names = data.get("sources") or {}
+    if len(names) > 1:
+        text += "<br>" + ", ".join(f"{escape(name)} {count(n)}" for name, n in list(names.items())[:12])
+    return text
 
 
 def best_baseline(metrics: Metrics) -> tuple[str, dict[str, Any]] | None:
@@ -250,12 +264,6 @@ def mistakes(metrics: Metrics) -> Section | None:
     if not found:
         return None
 
-    def block(label: str, text: Any, wide: bool = False) -> str:
-        return (
-            f"<div{' class=wide' if wide else ''}><h3>{label}</h3>"
-            f'<div class="text" dir="auto" tabindex="0" role="region" aria-label="{label}">{escape(text)}</div></div>'
-        )
-
     def pair(m: dict[str, Any]) -> str:
         prompt = " ".join(str(m.get("prompt", "")).split())
         teaser = prompt if len(prompt) <= 90 else "…" + prompt[-90:]
@@ -263,9 +271,9 @@ def mistakes(metrics: Metrics) -> Section | None:
         gap = f"wrong by {number(rejected - chosen)}" if finite(chosen) and finite(rejected) else ""
         about = " · ".join(p for p in (f"row {escape(m.get('row', ''))}", escape(m.get("source") or ""), gap) if p)
         texts = (
-            block("Prompt", m.get("prompt", ""), wide=True)
-            + block(f"Chosen in the data, scored {number(chosen)}", m.get("chosen", ""))
-            + block(f"Preferred by the model, scored {number(rejected)}", m.get("rejected", ""))
+            text_box("Prompt", m.get("prompt", ""), wide=True)
+            + text_box(f"Chosen in the data, scored {number(chosen)}", m.get("chosen", ""))
+            + text_box(f"Preferred by the model, scored {number(rejected)}", m.get("rejected", ""))
         )
         return (
             f'<details><summary><bdi>{escape(teaser) or "(no prompt)"}</bdi> <span class="meta">{about}</span>'

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,14 +55,14 @@ class Run:
         except OSError as error:
             raise InputError(f"cannot write into {self.folder}: {error.strerror}; choose another --out.") from error
 
-    def finish(self, metrics: dict[str, Any]) -> Path:
-        """Write metrics.json and report.html; returns the report's path."""
+    def finish(self, metrics: dict[str, Any], write: Callable[[dict[str, Any], Path], Path] = write_report) -> Path:
+        """Write metrics.json and, with `write`, report.html; returns the report's path."""
         spent = metrics.setdefault("cost", {})
         spent |= {"total_seconds": time.perf_counter() - self.start, "peak_memory_mb": peak_memory_mb()}
         metrics = {"created": self.created, "versions": versions(), **metrics}
         text = json.dumps(metrics, indent=2, allow_nan=False)
         (self.folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-        return write_report(metrics, self.folder / "report.html")
+        return write(metrics, self.folder / "report.html")
 
 
 def versions() -> dict[str, str]:

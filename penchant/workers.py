@@ -10,15 +10,13 @@ from typing import TypeVar
 import torch
 
 from penchant.backbone import Backbone
-from penchant.packing import Batch
 
 MOST_WORKERS = 8
+B = TypeVar("B")
 T = TypeVar("T")
 
 
-def run_batches(
-    backbone: Backbone, batches: Iterable[Batch], function: Callable[[Batch], T]
-) -> Iterator[tuple[Batch, T]]:
+def run_batches(backbone: Backbone, batches: Iterable[B], function: Callable[[B], T]) -> Iterator[tuple[B, T]]:
     """Each batch with what `function` gives for it, in order; `batches` is read as the work gets on.
 
     On a CPU each core works on a batch of its own: the operations between the matrix products are too small to
@@ -32,7 +30,7 @@ def run_batches(
         torch.set_num_threads(max(1, cores // workers))
 
     with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
-        ahead: deque[tuple[Batch, Future[T]]] = deque()
+        ahead: deque[tuple[B, Future[T]]] = deque()
         try:
             for batch in batches:
                 ahead.append((batch, pool.submit(function, batch)))

@@ -22,7 +22,9 @@ ACTION = "action"
 
 def verbs() -> Verbs:
     """Imported here, so that `penchant --help` does not wait for torch twice over."""
+    from penchant.cli.align import align
     from penchant.cli.cache import cache
+    from penchant.cli.codes import codes
     from penchant.cli.demo import demo
     from penchant.cli.encode import encode
     from penchant.cli.evaluate import evaluate
@@ -34,7 +36,7 @@ def verbs() -> Verbs:
     from penchant.cli.score import score
     from penchant.cli.train import train
 
-    alone: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, export, report, cache, demo)
+    alone: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes, export, report, cache, demo)
     return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS}
 
 

@@ -10,6 +10,7 @@ from penchant.encode import TOKEN_BUDGET
 from penchant.errors import InputError
 from penchant.heads import (
     AutoHead,
+    CodedHead,
     CommitteeHead,
     ContextHead,
     Head,
@@ -33,8 +34,9 @@ def train(
     test: str | None = None,
     test_share: float = 0.2,
     model: str = DEFAULT,
-    head: Literal["auto", "linear", "mlp", "context", "pca", "sparse", "sae"] = "auto",
+    head: Literal["auto", "linear", "mlp", "context", "coded", "pca", "sparse", "sae"] = "auto",
     committee: int = 0,
+    use_source: bool = False,
     sae: str | None = None,
     views: list[str] | None = None,
     margin: bool = False,
@@ -63,10 +65,12 @@ def train(
         test_share: that share.
         model: backbone: hub id, folder, GGUF file, or the embedded default.
         head: auto picks views and strength by cross-validation; linear and mlp use all views given; context lets taste
-            vary with the prompt and needs a view of it, such as 24:prompt; pca (DRM) can be adapted to a person
+            vary with the prompt and needs a view of it, such as 24:prompt; coded finds two tastes in mixed preferences
+            and which prompts call for which; pca (DRM) can be adapted to a person
             later; sparse (SparseRM) and sae (SARM) stand on the features of --sae.
         committee: fit this many copies of the head on bootstraps of the prompts, so that each score has a spread; 0 is
             no committee.
+        use_source: let each source of the pairs have a taste of its own, which scoring infers (coded head).
         sae: folder or hub name of a sparse autoencoder, for the sparse and sae heads.
         views: latents to use, each LAYER:POOLING, for example [20:mean,20:last]; three layers by default.
         margin: use the margin column in the loss (linear head).
@@ -89,7 +93,7 @@ def train(
     """
     config = dict(locals())
     run = Run(out, "train", config)
-    fresh = make_head(head, margin, label_smoothing, seed, sae, committee)
+    fresh = make_head(head, margin, label_smoothing, seed, sae, committee, use_source)
     check_synthesis(synthesis, factor, fresh)
     others = None
     if unlabelled is not None:
@@ -125,9 +129,17 @@ def train(
 
 
 def make_head(
-    kind: str, margin: bool, label_smoothing: float, seed: int, sae: str | None = None, committee: int = 0
+    kind: str,
+    margin: bool,
+    label_smoothing: float,
+    seed: int,
+    sae: str | None = None,
+    committee: int = 0,
+    use_source: bool = False,
 ) -> Head:
     """An unfitted head."""
+    if use_source and kind != "coded":
+        raise InputError("use_source belongs to the coded head; add --head coded.")
     if kind != "linear" and (margin or label_smoothing):
         raise InputError("margin and label_smoothing belong to the linear head; add --head linear.")
     if kind in ("sparse", "sae") and sae is None:
@@ -139,6 +151,7 @@ def make_head(
         "linear": lambda: LinearHead(margin=margin, label_smoothing=label_smoothing, random_state=seed),
         "mlp": lambda: MLPHead(random_state=seed),
         "context": lambda: ContextHead(random_state=seed),
+        "coded": lambda: CodedHead(use_source=use_source, random_state=seed),
         "pca": lambda: PCAHead(random_state=seed),
         "sparse": lambda: SparseHead(load_sae(str(sae)), random_state=seed),
         "sae": lambda: SAELinearHead(load_sae(str(sae)), random_state=seed),

@@ -1,7 +1,8 @@
-"""Heads score latents: linear, prompt-dependent, a small MLP, on SAE features, for one person, or a committee."""
+"""Heads score latents: linear, prompt-dependent, coded, an MLP, on SAE features, for one person, or a committee."""
 
 from penchant.heads.auto import AutoHead
 from penchant.heads.base import HEADS, Head, load_head
+from penchant.heads.coded import CodedHead
 from penchant.heads.committee import CommitteeHead
 from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
@@ -13,6 +14,7 @@ from penchant.heads.sparse import SparseHead
 __all__ = [
     "HEADS",
     "AutoHead",
+    "CodedHead",
     "CommitteeHead",
     "ContextHead",
     "Head",

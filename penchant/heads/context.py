@@ -110,11 +110,11 @@ class ContextHead(Head, kind="context"):
             pool = np.concatenate([pool, unlabelled])
         response, prompt = self._columns()
         self.center_ = pool[:, response].mean(axis=0, dtype=np.float64)
-        self.scale_ = _deviation(pool[:, response])
+        self.scale_ = deviation_of(pool[:, response])
         self._fit_context(np.unique(pool[:, prompt], axis=0))
 
         features = self._features(pairs.chosen) - self._features(pairs.rejected)
-        gain = _view_gain(features, recipe.width)
+        gain = view_gain(features, recipe.width)
         features *= gain
         gates = self._gates(pairs.chosen)
         alpha = self._solve(features @ features.T * (gates @ gates.T), pairs.group)
@@ -153,7 +153,7 @@ class ContextHead(Head, kind="context"):
         """Principal axes of the standardised prompts [m, p], half whitened."""
         if len(prompts) > PCA_ROWS:
             prompts = prompts[np.random.default_rng(self.random_state).choice(len(prompts), PCA_ROWS, replace=False)]
-        deviation = _deviation(prompts)
+        deviation = deviation_of(prompts)
         self.prompt_center_ = prompts.mean(axis=0, dtype=np.float64)
         z = (prompts - self.prompt_center_) / deviation
         _, size, axes = np.linalg.svd(z, full_matrices=False)
@@ -196,12 +196,13 @@ class ContextHead(Head, kind="context"):
             raise InputError(f"strength is {bad[0]}; give a finite number above 0")
 
 
-def _deviation(rows: Array) -> Array:
+def deviation_of(rows: Array) -> Array:
+    """Standard deviation [d] of each column, 1 where it is constant."""
     deviation = rows.std(axis=0, dtype=np.float64)
     return np.where(deviation > 0, deviation, 1.0)
 
 
-def _view_gain(features: Array, width: int) -> Array:
+def view_gain(features: Array, width: int) -> Array:
     """What each column [f] is multiplied by, so that each view of each form has mean square difference 1."""
     square = np.square(features).mean(axis=0).reshape(-1, width).sum(axis=1)
     return np.repeat(1 / np.sqrt(np.where(square > 0, square, 1.0)), width)

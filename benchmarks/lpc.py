@@ -1,0 +1,158 @@
+"""LPC against the losses it extends, its controls, and what its reviewers asked for.
+
+Every run is a job of its own (see lpc_job.py), on one thread, as many at once as there are cores; what is done is kept
+in --work and not run again. Policies are SmolLM2-135M-Instruct with LoRA of rank 16 on its top two layers.
+
+  grid      four sets x DPO, IPO, SimPO x plain, 64 codes
+  controls  equal extra parameters without a latent, a Gaussian z, K = 1 to 128, other posteriors
+  people    conflict for one and the same prompt: z inferred from eight pairs of an annotator
+  noise     labels turned round, with a tag in the prompt and without
+  quality   sampled answers: gold scores on the demo data, win rate on hh by a reward model that knows neither split
+  cost      seconds a step and memory with codes, without, in TRL
+  exact     equal to TRL without codes, and to no codes with a code of zeros
+
+    python benchmarks/lpc.py --quick
+    python benchmarks/lpc.py --work runs/lpc
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import lpc_cost
+import lpc_data
+import lpc_figures
+from common import finish, table
+
+ROOT = Path(__file__).resolve().parent.parent
+Job = dict[str, Any]
+LOSSES = ("dpo", "ipo", "simpo")
+SETS = ("demo", "hh", "science", "ultrafeedback")
+
+
+def jobs(quick: bool, seeds: list[int]) -> list[Job]:
+    """All runs, the most telling first."""
+    found: list[Job] = []
+
+    def add(name: str, loss: str = "dpo", latent: str = "none", codes: int = 64, **more: Any) -> None:
+        for seed in seeds:
+            found.append({"set": name, "loss": loss, "latent": latent, "codes": codes, "seed": seed, **more})
+
+    sampled = {"sample": True}
+    for name in SETS:
+        for latent in ("none", "codes"):
+            add(name, latent=latent, **(sampled if name in ("demo", "hh") else {}))
+    add("demo", latent="codes", codes=8, person=True)
+    add("demo", latent="codes", codes=8)
+    for latent in ("bias", "mlp", "gaussian"):
+        add("demo", latent=latent)
+    for loss in ("ipo", "simpo"):
+        for name in SETS:
+            for latent in ("none", "codes"):
+                add(name, loss, latent)
+    for k in (1, 32, 128):
+        add("demo", latent="codes", codes=k)
+    for flips in (0.25, 0.5):
+        for tag in (False, True):
+            for latent in ("none", "codes"):
+                add("hh", latent=latent, flips=flips, tag=tag)
+    for posterior in ("difference", "both"):
+        add("demo", latent="codes", posterior=posterior)
+    if quick:
+        few = [job for job in found if job["set"] in ("demo", "hh") and job["loss"] == "dpo" and not job.get("flips")]
+        return [{**job, "quick": True} for job in few if job["latent"] != "mlp" and job["codes"] in (8, 64)][:9]
+    return found
+
+
+def key(job: Job) -> str:
+    """Names a run's file; a run is done anew when the code it stands on has changed."""
+    code = b"".join(
+        (Path(__file__).parent / f"lpc_{part}.py").read_bytes() for part in ("job", "data", "people", "controls")
+    )
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode() + code).hexdigest()[:16]
+
+
+def run_all(todo: list[Job], work: Path, cache: Path, workers: int, minutes: float) -> dict[str, dict[str, Any]]:
+    """Results by key, of the runs that could be done before the time was up."""
+    end = time.monotonic() + 60 * minutes
+    work.mkdir(parents=True, exist_ok=True)
+
+    def one(numbered: tuple[int, Job]) -> tuple[str, dict[str, Any]] | None:
+        number, job = numbered
+        file = work / f"{key(job)}.json"
+        if not file.is_file():
+            if time.monotonic() > end:
+                return None
+            start = time.monotonic()
+            command = [
+                sys.executable,
+                str(Path(__file__).with_name("lpc_job.py")),
+                json.dumps(job),
+                str(cache),
+                str(file),
+            ]
+            threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
+            if done.returncode:
+                print(done.stderr[-3000:], file=sys.stderr)
+                raise RuntimeError(f"run {job} failed")
+            print(f"{number + 1}/{len(todo)} {job} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        return key(job), json.loads(file.read_text(encoding="utf-8"))
+
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(found for found in pool.map(one, enumerate(todo)) if found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few pairs and steps, one seed: does it run?")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "lpc", help="where finished runs are kept")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no run after this many minutes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    if not args.quick:
+        lpc_data.whole("hh")  # says at once where the data are not
+    todo = jobs(args.quick, seeds)
+    cache = args.work / "cache"
+    done = run_all(todo, args.work, cache, args.workers, args.minutes)
+    results = [done[key(job)] for job in todo if key(job) in done]
+    import lpc_exact
+
+    extra = {
+        "exact": kept(args.work / f"exact{args.quick}.json", lambda: lpc_exact.exact(cache)),
+        "cost": kept(
+            args.work / f"cost{args.quick}.json",
+            lambda: lpc_cost.cost(1 if args.quick else 3, 3 if args.quick else 6, cache),
+        ),
+        "quality": lpc_figures.quality(results, cache, args.work),
+    }
+    details = lpc_figures.details(results, len(seeds))
+    for title, rows in lpc_figures.tables(details, extra):
+        print(f"\n{title}\n{table(rows)}")
+    figures = lpc_figures.headline(details, extra)
+    missing = len(todo) - len(results)
+    if missing:
+        print(f"\n{missing} of {len(todo)} runs were not done in the time given.")
+    finish("lpc", figures, full=not args.quick, details={**details, **extra, "missing": missing}, seeds=seeds)
+
+
+def kept(file: Path, make: Any) -> Any:
+    if not file.is_file():
+        made = make()
+        file.write_text(json.dumps(made), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

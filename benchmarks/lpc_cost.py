@@ -1,0 +1,139 @@
+"""What a step of preference optimisation costs: with codes, without, and in TRL, on the same batches.
+
+Each contestant is a process of its own, so that its peak memory is its own, and they take turns, so that a machine that
+slows down slows all of them. All train LoRA of rank 16 on every layer in the chip's fast number type, the reference
+known beforehand where the trainer can use that; TRL runs chosen and rejected as rows of one padded batch.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BATCH = 8
+CONTESTANTS = ("plain", "codes", "top", "trl")
+"""Penchant without codes; with 64; with 64, only the top two layers trained; TRL's DPOTrainer."""
+
+
+def cost(rounds: int, steps: int, work: Path) -> dict[str, Any]:
+    """Seconds a step (medians over rounds x steps, the first step of a process left out) and peak MiB of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    peak: dict[str, float] = {}
+    losses: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        for name in CONTESTANTS:
+            out = subprocess.run(
+                [sys.executable, __file__, name, str(steps), str(work)], check=True, capture_output=True, text=True
+            ).stdout
+            found = json.loads(out.splitlines()[-1])
+            seconds[name].append(found["seconds"])
+            peak[name] = max(peak.get(name, 0.0), found["peak_mb"])
+            losses[name] = found["losses"]
+            print(f"  round {turn}: {name} {found['seconds']:.2f} s a step", file=sys.stderr, flush=True)
+    each = {name: np.array(values) for name, values in seconds.items()}
+    ratio = lambda a, b: float(np.median(each[a] / each[b]))  # noqa: E731
+    return {
+        "step_seconds": {name: float(np.median(values)) for name, values in each.items()},
+        "peak_mb": peak,
+        "overhead_ratio": ratio("codes", "plain"),
+        "overhead_memory": peak["codes"] / peak["plain"],
+        "speed_vs_trl": ratio("trl", "codes"),
+        "speed_vs_trl_top_layers": ratio("trl", "top"),
+        "first_losses": {name: values[:2] for name, values in losses.items()},
+    }
+
+
+def contestant(name: str, steps: int, work: Path) -> None:
+    import lpc_data
+
+    from penchant.backbone import DEFAULT, load_whole
+    from penchant.policy.align import Settings, make_policy, make_trainer, make_trunk
+    from penchant.policy.batches import token_pairs
+    from penchant.policy.policy import Policy
+    from penchant.policy.reference import reference_log_probs
+
+    pairs = lpc_data.draw("hh", 0).train.select(range(BATCH * steps))
+    llm, backbone = load_whole(DEFAULT, "auto", None, 1024)
+    tokens = token_pairs(backbone, pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "trl":
+            trainer = trl_trainer(llm, backbone, pairs, tokens, steps, folder)
+        else:
+            settings = Settings(
+                codes=0 if name == "plain" else 64,
+                top_layers=2 if name == "top" else None,
+                steps=steps,
+                batch_size=BATCH,
+            )
+            trunk = make_trunk(backbone, settings, tokens, work)
+            reference, _ = reference_log_probs(Policy(llm, backbone, trunk=trunk), tokens, work)
+            policy = make_policy(llm, backbone, settings, trunk)
+            trainer = make_trainer(
+                policy, settings.make_loss(), tokens, reference, settings, Path(folder), show_progress=False
+            )
+            trainer.args.logging_steps = 10**6  # no row of the log, whose figures need passes of their own
+        trainer.args.train_sampling_strategy = "sequential"
+        stamps: list[float] = []
+        trainer.add_callback(_clock(stamps))
+        trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    print(json.dumps({"seconds": float(np.median(np.diff(stamps))), "peak_mb": peak, "losses": losses}))
+
+
+def trl_trainer(llm: Any, backbone: Any, pairs: Any, tokens: Any, steps: int, folder: str, full: Any = None) -> Any:
+    """TRL's trainer on these very ids, with LoRA; or of all weights with `full` as the reference model."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
+    arguments = DPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=BATCH,
+        max_steps=steps,
+        learning_rate=2e-4,
+        logging_steps=1,
+        use_cpu=backbone.device.type == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        max_length=None,
+    )
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * len(pairs))
+    trainer = DPOTrainer(
+        llm,
+        full,
+        args=arguments,
+        train_dataset=text,
+        processing_class=backbone.chat.tokenizer,
+        peft_config=lora if full is None else None,
+    )
+    ids = [(c.prompt.tolist(), c.response.tolist(), r.response.tolist()) for c, r in tokens]
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    trainer.train_dataset = Dataset.from_dict(dict(zip(names, map(list, zip(*ids, strict=True)), strict=True)))
+    return trainer
+
+
+def _clock(stamps: list[float]) -> Any:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            stamps.append(time.perf_counter())
+
+    return Clock()
+
+
+if __name__ == "__main__":
+    contestant(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

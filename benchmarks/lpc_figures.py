@@ -1,0 +1,203 @@
+"""From the runs of benchmarks/lpc.py to its tables: accuracy with intervals over seeds and prompts, differences."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import lpc_data
+import lpc_quality
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.backbone import Backbone
+from penchant.evaluate.learning_curve import seeds_and_prompts_interval
+from penchant.pairs import prompt_groups
+
+Run = dict[str, Any]
+Figure = dict[str, float]
+
+
+def name_of(job: dict[str, Any]) -> str:
+    """Set, loss, and what stands before the LM head, for example "hh/dpo/codes 64"."""
+    latent = job["latent"] + (f" {job['codes']}" if job["latent"] == "codes" else "")
+    extras = [job[k] for k in ("posterior",) if k in job]
+    extras += ["person"] if job.get("person") else []
+    extras += [f"flips {job['flips']:.0%}{' tag' if job['tag'] else ''}"] if job.get("flips") else []
+    return "/".join([job["set"], job["loss"], latent, *extras])
+
+
+def plain_of(job: dict[str, Any]) -> str:
+    """The run that a run is compared with: the same without a latent."""
+    kept = {k: v for k, v in job.items() if k not in ("posterior", "person")}
+    return name_of({**kept, "latent": "none"})
+
+
+def details(results: list[Run], seeds: int) -> dict[str, Any]:
+    """All cells by name. A cell with fewer seeds than asked for says so in `seeds`."""
+    runs: dict[str, dict[int, Run]] = {}
+    for run in results:
+        runs.setdefault(name_of(run["job"]), {})[run["job"]["seed"]] = run
+    return {"cells": {name: cell(of, runs) for name, of in runs.items()}, "seeds": seeds}
+
+
+def cell(of: dict[int, Run], runs: dict[str, dict[int, Run]]) -> dict[str, Any]:
+    first = next(iter(of.values()))
+    job = first["job"]
+    groups = _groups(job["set"], job.get("quick", False))
+    found: dict[str, Any] = {
+        "seeds": len(of),
+        "accuracy": _figure([run["right"]["prior"] for run in of.values()], groups),
+    }
+    found["train_seconds"] = float(np.mean([run["train_seconds"] for run in of.values()]))
+    found["trainable"] = first["trainable"]
+    plain = runs.get(plain_of(job), {})
+    both = sorted(of.keys() & plain.keys())
+    if job["latent"] != "none" and both:
+        differences = [np.subtract(of[s]["right"]["prior"], plain[s]["right"]["prior"]) for s in both]
+        found["delta"] = _figure(differences, groups)
+    if job["latent"] == "codes":
+        for way in ("posterior", "switched"):
+            found[way] = _figure([run["right"][way] for run in of.values()], groups)
+            gap = [np.subtract(run["right"][way], run["right"]["prior"]) for run in of.values()]
+            found[f"{way}_delta"] = _figure(gap, groups)
+        for figure in ("kl", "perplexity", "top_share", "prior_spread"):
+            found[figure] = float(np.mean([run["codes"][figure] for run in of.values()]))
+    if "people" in first:
+        found["people"] = _people(list(of.values()), groups)
+    return found
+
+
+def _people(of: list[Run], groups: NDArray[np.int64]) -> dict[str, Any]:
+    """Accuracy with z inferred from eight pairs, against the prior alone, over all and for each annotator."""
+    users = np.array(of[0]["people"]["users"])
+    prior = np.array([run["right"]["prior"] for run in of])
+    found: dict[str, Any] = {"prior": {name: float(prior[:, users == name].mean()) for name in np.unique(users)}}
+    for way in ("posterior", "other", "likelihood"):
+        if way not in of[0]["people"]:
+            continue
+        right = np.array([run["people"][way] for run in of])
+        found[way] = {name: float(right[:, users == name].mean()) for name in np.unique(users)}
+        found[f"{way}_all"] = _figure(right, groups)
+        found[f"{way}_delta"] = _figure(right - prior, groups)
+    return found
+
+
+@functools.cache
+def _groups(name: str, quick: bool) -> NDArray[np.int64]:
+    return np.asarray(prompt_groups(lpc_data.draw(name, 0, quick=quick).test))
+
+
+def _figure(right: Any, groups: NDArray[np.int64]) -> Figure:
+    found = seeds_and_prompts_interval(np.asarray(right, np.float64), groups)
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def quality(results: list[Run], cache: Path, work: Path) -> dict[str, Any]:
+    """What sampled answers are worth, with codes and without: each against the plain policy of the same seed."""
+    found: dict[str, Any] = {}
+    for name in ("demo", "hh"):
+        by = {
+            kind: {
+                run["job"]["seed"]: run
+                for run in results
+                if "answers" in run and run["job"]["set"] == name and run["job"]["latent"] == kind
+            }
+            for kind in ("none", "codes")
+        }
+        seeds = sorted(by["none"].keys() & by["codes"].keys())
+        if not seeds:
+            continue
+        judge = None
+        if name == "hh":
+            train, test = lpc_data.whole("hh")
+            known = [lpc_data.draw("hh", seed).train for seed in seeds]
+            judge = lpc_quality.train_judge(train, [*known, test], Backbone.load(), str(cache))
+        each = [
+            lpc_quality.quality(
+                by["codes"][s]["answers"],
+                by["none"][s]["answers"],
+                by["codes"][s]["prompts"],
+                judge=judge,
+                gold=name == "demo",
+            )
+            for s in seeds
+        ]
+        found[name] = {figure: float(np.mean([one[figure] for one in each])) for figure in each[0]}
+    return found
+
+
+# ---- what is printed ------------------------------------------------------------------------------------------------
+
+
+def _share(figure: Figure) -> str:
+    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
+
+
+def _points(figure: Figure) -> str:
+    return f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f} to {100 * figure['high']:+.1f})"
+
+
+def tables(found: dict[str, Any], extra: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """Titles and rows of text."""
+    header = ["run", "seeds", "accuracy", "minus plain", "posterior", "switched", "KL", "perplexity", "top share"]
+    rows = [header]
+    for name, one in sorted(found["cells"].items()):
+        rows.append(
+            [
+                name,
+                str(one["seeds"]),
+                _share(one["accuracy"]),
+                _points(one["delta"]) if "delta" in one else "",
+                *(_points(one[f"{way}_delta"]) if way in one else "" for way in ("posterior", "switched")),
+                *(f"{one[figure]:.3g}" if figure in one else "" for figure in ("kl", "perplexity", "top_share")),
+            ]
+        )
+    people = [["run", "z from", "all, minus prior", *("brief", "concrete", "warm")]]
+    for name, one in found["cells"].items():
+        for way in ("prior", "posterior", "likelihood", "other"):
+            if way in one.get("people", {}):
+                by = one["people"][way]
+                delta = _points(one["people"][f"{way}_delta"]) if way != "prior" else ""
+                people.append([name, way, delta, *(f"{100 * value:.1f}" for value in by.values())])
+    cost = [["figure", "value"], *([k, f"{v:.3g}"] for k, v in flat({k: extra[k] for k in ("exact", "cost")}).items())]
+    good = [["figure", "value"], *([k, f"{v:.3f}"] for k, v in flat(extra["quality"]).items())]
+    return [("preference accuracy", rows), ("people", people), ("cost", cost), ("quality", good)]
+
+
+def flat(value: Any, name: str = "") -> dict[str, float]:
+    """Nested numbers by their path; lists are left out."""
+    if isinstance(value, dict):
+        parts = [flat(v, f"{name}_{k}" if name else str(k)) for k, v in value.items()]
+        return {k: v for part in parts for k, v in part.items()}
+    return {name: value} if isinstance(value, (int, float)) else {}
+
+
+def headline(found: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """The stable keys: for each set and loss the accuracy without and with 64 codes, and their difference."""
+    figures: dict[str, Any] = {}
+    for name, one in found["cells"].items():
+        parts = name.split("/")
+        if len(parts) != 3 or parts[2] not in ("none", "codes 64"):
+            continue
+        set_, loss, latent = parts
+        figures[f"{set_}_{loss}" + ("_lpc" if latent != "none" else "")] = one["accuracy"]["value"]
+        if "delta" in one:
+            delta = {f"{set_}_{loss}_delta{end}": one["delta"][k] for k, end in _ENDS.items()}
+            figures |= delta
+    for name, one in found["cells"].items():
+        for way in ("posterior", "likelihood"):
+            if f"{way}_delta" in one.get("people", {}):
+                short = name.removeprefix("demo/dpo/").replace(" ", "_").replace("/", "_")
+                figures |= {f"people_{short}_{way}{end}": one["people"][f"{way}_delta"][k] for k, end in _ENDS.items()}
+    cost = extra["cost"]
+    figures |= {k: cost[k] for k in ("overhead_ratio", "overhead_memory", "speed_vs_trl", "speed_vs_trl_top_layers")}
+    figures |= {k: extra["exact"][k] for k in ("trl_difference", "zero_code_difference")}
+    quality_of = extra["quality"]
+    wanted = ("gold_mean_delta", "gold_mean_delta_ci_low", "gold_mean_delta_ci_high", "win_rate", "win_rate_ci_low")
+    figures |= {f"{s}_{k}": v for s, one in quality_of.items() for k, v in one.items() if k in wanted}
+    return {k: round(float(v), 5) for k, v in figures.items()}
+
+
+_ENDS = {"value": "", "low": "_ci_low", "high": "_ci_high"}

@@ -1,0 +1,129 @@
+"""One run of benchmarks/lpc.py in a process of its own: train a policy, test it, keep what it did as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lpc_controls
+import lpc_data
+import lpc_people
+import numpy as np
+import torch
+from datasets import Dataset
+
+from penchant.backbone import load_whole
+from penchant.evaluate.accuracy import correctness
+from penchant.policy.align import Settings, make_policy, make_trunk, train_policy
+from penchant.policy.batches import token_pairs
+from penchant.policy.codes import LatentCodes, PairStates
+from penchant.policy.generate import generate
+from penchant.policy.losses import PairLogProbs
+from penchant.policy.policy import Policy
+from penchant.policy.reference import reference_log_probs
+from penchant.policy.watch import code_figures
+
+MODEL = "smollm2-135m-instruct"
+MAX_LENGTH = {"ultrafeedback": 512}
+TOP_LAYERS = 2
+TRAINING = {
+    "dpo": {"learning_rate": 1e-3},
+    "ipo": {"learning_rate": 1e-3},
+    "simpo": {"learning_rate": 1e-3},
+}
+CODES = {"code_rate": 4.0, "code_scale": 0.1}
+SAMPLED = {"demo": (40, 2, 64), "hh": (24, 2, 64)}
+"""Prompts, answers to each and tokens of an answer, for the quality of what is generated."""
+
+
+def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
+    """A job is {set, loss, latent, codes, seed} and, where they differ from the defaults, {posterior, flips, tag,
+    person, quick, sample}. `latent` is none, codes, or a control's name."""
+    name, seed, quick = job["set"], job["seed"], job.get("quick", False)
+    part = lpc_data.draw(name, seed, quick=quick, flips=job.get("flips", 0.0), tag=job.get("tag", False))
+    llm, backbone = load_whole(MODEL, "auto", None, MAX_LENGTH.get(name, 1024))
+    train, test = token_pairs(backbone, part.train), token_pairs(backbone, part.test)
+    coded = job["latent"] == "codes"
+    settings = Settings(
+        loss=job["loss"],
+        codes=job["codes"] if coded else 0,
+        posterior=job.get("posterior", "concat"),
+        top_layers=TOP_LAYERS,
+        seed=seed,
+        **{**CODES, **TRAINING[job["loss"]], **job.get("settings", {})},
+    )
+    trunk = make_trunk(backbone, settings, [*train, *test], cache)
+    reference, _ = reference_log_probs(Policy(llm, backbone, trunk=trunk), [*train, *test], cache)
+    of_train, of_test = (
+        PairLogProbs(*(column[rows] for column in reference)) for rows in (slice(len(train)), slice(len(train), None))
+    )
+    torch.manual_seed(seed)
+    latent = None
+    if job["latent"] not in ("none", "codes"):
+        latent = lpc_controls.make(job["latent"], backbone.width, job["codes"])
+    policy = make_policy(llm, backbone, settings, trunk, latent=latent)
+    person = np.unique(part.train["user_id"], return_inverse=True)[1].tolist() if job.get("person") else None
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = train_policy(
+            policy, settings.make_loss(), train, of_train, settings, Path(folder), person=person, show_progress=False
+        )
+    seconds = time.perf_counter() - start
+    policy.eval().requires_grad_(False)
+    found = {
+        "job": job,
+        "train_seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+        "trainable": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),  # type: ignore[union-attr]
+        "history": [row for row in trainer.state.log_history if "loss" in row][-8:],
+        **tested(policy, settings, test, of_test, part.test),
+    }
+    if coded and name == "demo":
+        found["people"] = lpc_people.people(policy, settings.make_loss(), part, train, of_train, test, of_test, seed)
+    if name in SAMPLED and job.get("sample"):
+        prompts, answers, tokens = SAMPLED[name]
+        asked = list(dict.fromkeys(map(json.dumps, part.test["prompt"])))[: 4 if quick else prompts]
+        found["prompts"] = [json.loads(prompt) for prompt in asked]
+        found["answers"] = generate(
+            policy,
+            found["prompts"],
+            answers=answers,
+            max_new_tokens=tokens,
+            temperature=0.8,
+            top_p=0.95,
+            seed=seed,
+            show_progress=False,
+        )
+    return found
+
+
+def tested(policy: Policy, settings: Settings, pairs: Any, reference: PairLogProbs, test: Dataset) -> dict[str, Any]:
+    """Which test pairs are ordered rightly under which z; for codes also what the codes do."""
+    coded = isinstance(policy.codes, LatentCodes)
+    shifts: dict[str, Any] = {"prior": policy.expected}
+    if coded:
+        swapped = lambda s: policy.by_posterior(PairStates(s.prompt, s.rejected, s.chosen))  # noqa: E731
+        shifts |= {"posterior": policy.by_posterior, "switched": swapped}
+    states, found = policy.score(pairs, shifts)
+    loss = settings.make_loss()
+    margins = {name: loss.margins(probs, reference).numpy().astype(float) for name, probs in found.items()}
+    right: dict[str, Any] = {name: correctness(m, np.zeros_like(m)).tolist() for name, m in margins.items()}
+    result: dict[str, Any] = {"right": right, "margin": {name: float(m.mean()) for name, m in margins.items()}}
+    if coded:
+        with torch.no_grad():
+            prior = policy.codes.prior_logits(states.prompt).softmax(-1)
+            posterior = policy.codes.posterior_logits(states.chosen, states.rejected).softmax(-1)
+        result["codes"] = code_figures(prior, posterior)
+    return result
+
+
+if __name__ == "__main__":
+    job, file = json.loads(sys.argv[1]), Path(sys.argv[3])
+    made = run(job, sys.argv[2])
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(json.dumps(made), encoding="utf-8")
+    unfinished.replace(file)

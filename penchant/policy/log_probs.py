@@ -1,0 +1,111 @@
+"""Log-probabilities of given tokens, a few rows of the vocabulary at a time.
+
+The logits of a batch would be by far the largest thing in memory: 4,000 tokens of a 128k vocabulary are 2 GB in
+float32. Here a chunk of rows lives at a time. Where the head's weights are frozen (LoRA), the derivative of each
+token's log-probability by its hidden state is worked out on the spot, and nothing is run twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_NUMBERS = 1 << 24
+"""Logits held at once."""
+
+
+class Vocabulary(NamedTuple):
+    """How a model turns a last hidden state h into logits: cap tanh(scale (W h + b) / cap)."""
+
+    head: nn.Linear
+    scale: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, model: Any) -> Vocabulary:
+        """The vocabulary's head of a causal transformers model, with what some models do to its logits."""
+        config = model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return cls(model.get_output_embeddings(), float(scale), getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 [t, v] of states [t, d]."""
+        weight, bias = self.head.weight, self.head.bias
+        return _logits(states.to(weight.dtype), weight, bias, self.scale, self.cap)[0]
+
+    def log_probs(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Float32 [t]: log softmax(logits)[target] of states [t, d] and targets, int [t]. Differentiable."""
+        kind = states.device.type
+        weight: Tensor = self.head.weight
+        bias: Tensor | None = self.head.bias
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        bias = bias.to(dtype) if bias is not None else None
+        found: Tensor = _LogProbs.apply(  # type: ignore[no-untyped-call]
+            states.to(dtype), weight.to(dtype), bias, targets, self.scale, self.cap
+        )
+        return found
+
+
+def _logits(
+    h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None
+) -> tuple[Tensor, Tensor | float]:
+    """Logits [t, v], and their derivative by W h + b: one number, or [t, v] under a soft cap."""
+    raw = nn.functional.linear(h, weight, bias).float()
+    if scale != 1:
+        raw = scale * raw
+    if cap is None:
+        return raw, scale
+    logits = cap * torch.tanh(raw / cap)
+    return logits, scale * (1 - (logits / cap) ** 2)
+
+
+class _LogProbs(torch.autograd.Function):
+    """d log p(y) / d raw = slope (onehot(y) - p), raw = W h + b."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
+    ) -> Tensor:
+        frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        found = states.new_empty(len(states), dtype=torch.float32)
+        slopes = torch.empty_like(states) if frozen and ctx.needs_input_grad[0] else None
+        for rows in _chunks(len(states), len(weight)):
+            logits, slope = _logits(states[rows], weight, bias, scale, cap)
+            log_p = torch.log_softmax(logits, -1)
+            found[rows] = log_p.gather(1, targets[rows, None])[:, 0]
+            if slopes is not None:
+                slopes[rows] = _residual(log_p, targets[rows], slope).to(weight.dtype) @ weight
+        ctx.save_for_backward(states, weight, bias, targets, slopes)
+        ctx.scale, ctx.cap = scale, cap
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        states, weight, bias, targets, slopes = ctx.saved_tensors
+        if slopes is not None:
+            return (slopes * gradient[:, None]).to(states.dtype), None, None, None, None, None
+        by_states, by_weight = torch.empty_like(states), torch.zeros_like(weight, dtype=torch.float32)
+        by_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+        for rows in _chunks(len(states), len(weight)):
+            logits, slope = _logits(states[rows], weight, bias, ctx.scale, ctx.cap)
+            by_raw = _residual(torch.log_softmax(logits, -1), targets[rows], slope) * gradient[rows, None]
+            by_states[rows] = by_raw.to(weight.dtype) @ weight
+            by_weight += by_raw.to(weight.dtype).T @ states[rows]
+            if by_bias is not None:
+                by_bias += by_raw.sum(0)
+        return by_states, by_weight, by_bias, None, None, None
+
+
+def _residual(log_p: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:
+    """slope (onehot(y) - p) [t, v], in the memory of log_p."""
+    residual = log_p.exp_().neg_()
+    residual[torch.arange(len(targets), device=targets.device), targets] += 1
+    return residual if isinstance(slope, float) and slope == 1 else residual.mul_(slope)
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_NUMBERS // vocabulary)
+    return [slice(start, start + size) for start in range(0, rows, size)]

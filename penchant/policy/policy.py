@@ -1,0 +1,284 @@
+"""A policy: a causal LLM (all weights or LoRA), the backbone that runs it packed, and a latent before the LM head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from penchant.backbone import PROBE_TOLERANCE, Backbone, load_whole
+from penchant.chat import Text
+from penchant.errors import InputError, RecipeMismatch
+from penchant.policy.batches import Layout, TokenPair, batches_of, lay_out, token_pairs
+from penchant.policy.codes import LatentCodes, PairStates
+from penchant.policy.log_probs import Vocabulary
+from penchant.policy.losses import PairLogProbs
+from penchant.policy.trunk import Trunk
+from penchant.workers import run_batches
+
+EVAL_BUDGET = 1024
+"""Tokens run at once where nothing is trained."""
+Shift = Callable[[PairStates], "Tensor | None"]
+"""z [b, d] of some pairs, or None for no z."""
+
+
+class PolicyOutput(NamedTuple):
+    """What a training step needs of b pairs."""
+
+    log_probs: PairLogProbs
+    kl: Tensor
+    """[b]; zeros for a policy without a latent."""
+    prior: Tensor | None
+    posterior: Tensor | None
+    watched: dict[str, PairLogProbs]
+    """Where it was asked for: the same pairs under the expectation of the "prior" and of the "posterior"."""
+
+
+class Policy(nn.Module):
+    """softmax(LMHead(h_t + z)) at every response position, h_t the last hidden state, z from `codes` (none: z = 0).
+
+    Args:
+        model: causal LLM, or a PEFT model of one.
+        backbone: made from the same model, so that it runs on the same weights.
+        codes: the latent; None for plain DPO, IPO or SimPO. Controls in place of codes need only be a `Latent`.
+        facts: what config.json says: base model, loss, LoRA, codes.
+        trunk: states of the layers below those that are trained, run once; None runs every layer at each step.
+
+    Raises InputError for a model whose logits are not cap tanh(scale (W h + b) / cap).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        codes: Any = None,
+        facts: dict[str, Any] | None = None,
+        trunk: Trunk | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.backbone, self.codes = model, backbone, codes
+        self.facts = facts or {}
+        self.trunk = trunk
+        self.vocabulary = Vocabulary.of(model)
+        self._check_head()
+        self.eval()
+
+    @property
+    def lm_head(self) -> nn.Linear:
+        """logits = lm_head(h + z), before what some models do to them."""
+        return self.vocabulary.head
+
+    def run(self, layout: Layout) -> tuple[PairStates, Callable[[Tensor | None], PairLogProbs]]:
+        """The last hidden states of a layout's pairs, and their log-probabilities under any z [b, d] or [1, d]."""
+        device = self.backbone.device
+        states = self.trunk.final_states(layout.trees) if self.trunk else self.backbone.final_states(layout.trees)
+        b = len(layout.prompt)
+        prompt = states[layout.prompt.to(device)] * (layout.prompt >= 0)[:, None].to(device)
+        last = states[layout.last.to(device)]
+        owner = layout.owner.to(device)
+        read, targets = states[layout.before.to(device)], layout.targets.to(device)
+        counts = torch.bincount(owner, minlength=2 * b)
+
+        def under(z: Tensor | None) -> PairLogProbs:
+            shifted = read if z is None else read + z.to(read.dtype).expand(b, -1)[owner % b]
+            each = self.vocabulary.log_probs(shifted, targets)
+            sums = torch.zeros(2 * b, device=device).index_add(0, owner, each)
+            return PairLogProbs(sums[:b], sums[b:], counts[:b], counts[b:])
+
+        return PairStates(prompt, last[:b], last[b:]), under
+
+    def forward(
+        self, pairs: Sequence[TokenPair], g: float = 1.0, watch: bool = False, person: Tensor | None = None
+    ) -> PolicyOutput:
+        """One training pass over b pairs, with a random z of each where there are codes."""
+        states, under = self.run(lay_out(pairs, packed=self.backbone.packed))
+        if self.codes is None:
+            return PolicyOutput(under(None), torch.zeros(len(pairs), device=states.prompt.device), None, None, {})
+        draw = self.codes.draw(states, g, person)
+        watched = {}
+        if watch and isinstance(self.codes, LatentCodes):
+            with torch.no_grad():
+                watched = {"prior": under(self.expected(states)), "posterior": under(self.by_posterior(states))}
+        return PolicyOutput(under(draw.z), draw.kl, draw.prior, draw.posterior, watched)
+
+    def expected(self, states: PairStates) -> Tensor | None:
+        """z from the prior's expectation, what inference takes by default."""
+        z: Tensor | None = None if self.codes is None else self.codes.expected(states.prompt)
+        return z
+
+    def by_posterior(self, states: PairStates) -> Tensor | None:
+        """z from the posterior's expectation: it has seen which response was chosen."""
+        if self.codes is None:
+            return None
+        z: Tensor = self.codes.z(self.codes.posterior_logits(states.chosen, states.rejected).softmax(-1))
+        return z
+
+    # ---- inference over many pairs ----------------------------------------------------------------------------------
+
+    def score(
+        self, pairs: Sequence[TokenPair], shifts: Mapping[str, Shift], *, label: str | None = None
+    ) -> tuple[PairStates, dict[str, PairLogProbs]]:
+        """States and, for each named shift, log-probabilities of all pairs, on the CPU; each text is run once."""
+        states: list[list[Tensor]] = [[] for _ in pairs]
+        found: dict[str, list[list[Tensor]]] = {name: [[] for _ in pairs] for name in shifts}
+        for batch, (seen, made) in self._batches(pairs, shifts, label):
+            for at, number in enumerate(batch):
+                states[number] = [part[at] for part in seen]
+                for name, probs in made.items():
+                    found[name][number] = [part[at] for part in probs]
+        return PairStates(*_columns(states)), {name: PairLogProbs(*_columns(rows)) for name, rows in found.items()}
+
+    def _batches(
+        self, pairs: Sequence[TokenPair], shifts: Mapping[str, Shift], label: str | None
+    ) -> Iterator[tuple[list[int], tuple[PairStates, dict[str, PairLogProbs]]]]:
+        def work(batch: list[int]) -> tuple[PairStates, dict[str, PairLogProbs]]:
+            with torch.no_grad():
+                states, under = self.run(lay_out([pairs[i] for i in batch], packed=self.backbone.packed))
+                made = {name: under(shift(states)) for name, shift in shifts.items()}
+                cpu = {name: PairLogProbs(*(part.cpu() for part in probs)) for name, probs in made.items()}
+                return PairStates(*(part.float().cpu() for part in states)), cpu
+
+        training = self.training
+        self.eval()
+        try:
+            with tqdm(total=len(pairs), unit="pair", desc=label, disable=label is None, leave=False) as bar:
+                for batch, result in run_batches(self.backbone, batches_of(pairs, EVAL_BUDGET), work):
+                    bar.update(len(batch))
+                    yield batch, result
+        finally:
+            self.train(training)
+            self.backbone.config._attn_implementation = self.backbone.plain_attention  # for whoever runs it plainly
+
+    def prompt_states(self, prompts: Sequence[Text]) -> Tensor:
+        """h_x, float32 [n, d]: the last hidden state at each prompt's last token."""
+        items = self.backbone.chat.encode(prompts, ["a"] * len(prompts))
+        return self.score([(item, item) for item in items], {})[0].prompt
+
+    def pair_states(self, pairs: Dataset) -> PairStates:
+        """Last hidden states of the pairs' prompts and responses, float32 [n, d] each."""
+        return self.score(token_pairs(self.backbone, pairs), {})[0]
+
+    @torch.no_grad()
+    def prior(self, prompts: Sequence[Text]) -> Tensor:
+        """p(z | x), float32 [n, K]."""
+        codes = self._codes()
+        return codes.prior_logits(self.prompt_states(prompts).to(self.backbone.device)).softmax(-1).cpu()
+
+    @torch.no_grad()
+    def posterior(self, pairs: Dataset) -> Tensor:
+        """q(z | x, chosen > rejected), float32 [n, K]."""
+        codes, states = self._codes(), self.pair_states(pairs)
+        device = self.backbone.device
+        logits = codes.posterior_logits(states.chosen.to(device), states.rejected.to(device))
+        return logits.softmax(-1).cpu()
+
+    def log_probs(self, pairs: Dataset, z: Tensor | None = None) -> PairLogProbs:
+        """Of the pairs' responses under their z [n, d], or under one z [d] for all, or under none."""
+        tokens = token_pairs(self.backbone, pairs)
+        if z is None or z.ndim == 1:
+            shift = None if z is None else z[None]
+            return self.score(tokens, {"": lambda _: shift})[1][""]
+        alone = [self.score([pair], {"": _constant(row[None])})[1][""] for pair, row in zip(tokens, z, strict=True)]
+        return PairLogProbs(*(torch.cat(part) for part in zip(*alone, strict=True)))
+
+    def _codes(self) -> LatentCodes:
+        if not isinstance(self.codes, LatentCodes):
+            raise InputError("this policy was trained without codes (codes 0); train one with --codes 64.")
+        return self.codes
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """What is read from the head here must be what the model itself says."""
+        ids = torch.randint(self.backbone.vocabulary, (6,), generator=torch.Generator().manual_seed(0))
+        ours = self.vocabulary.logits(self.backbone.run_padded([ids], (self.backbone.depth,))[0][0])
+        model: Any = self.model
+        theirs = model(input_ids=ids[None].to(self.backbone.device), use_cache=False).logits[0].float()
+        if (ours - theirs).norm() > PROBE_TOLERANCE.get(self.backbone.dtype, 0.1) * theirs.norm():
+            raise InputError(
+                f"{self.backbone.name!r} does more to its logits than a linear layer, a scale and a soft cap, so no"
+                " latent can be added before them; use another LLM."
+            )
+
+    # ---- saving and loading -----------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, codes.safetensors where there are codes, and adapter/ (LoRA) or model/ (all weights)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
+        if isinstance(self.codes, nn.Module):
+            tensors = {name: value.contiguous() for name, value in self.codes.state_dict().items()}
+            save_file(tensors, folder / "codes.safetensors")
+        model: Any = self.model
+        if self.facts["lora"] is not None:
+            model.save_pretrained(folder / "adapter")
+        else:
+            model.save_pretrained(folder / "model")
+            self.backbone.chat.tokenizer.save_pretrained(folder / "model")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: str | None = None) -> Policy:
+        """The policy that `save_pretrained` wrote; its log-probabilities are equal bit for bit in the same dtype.
+
+        Raises InputError where there is no policy, RecipeMismatch where the base model is not the one it was made on.
+        """
+        config = read_config(folder)
+        folder = Path(folder)
+        name = str(folder / "model") if config["lora"] is None else config["base"]
+        model: Any
+        model, backbone = load_whole(name, dtype or config["dtype"], config["asked_revision"], config["max_length"])
+        if config["lora"] is not None:
+            if backbone.revision != config["revision"]:
+                raise RecipeMismatch(
+                    f"{folder} was trained on {config['base']!r} {config['revision'][:12]}, here that is"
+                    f" {backbone.revision[:12]}; get the same weights."
+                )
+            model = load_adapter(model, folder)
+        codes = LatentCodes(backbone.width, **config["latent"]).to(backbone.device) if config["latent"] else None
+        if codes is not None:
+            codes.load_state_dict(load_file(folder / "codes.safetensors"))
+        return cls(model, backbone, codes, config).eval().requires_grad_(False)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Put the weights of a saved policy of the same shape into this one, as resuming does."""
+        folder = Path(folder)
+        if self.codes is not None:
+            self.codes.load_state_dict(load_file(folder / "codes.safetensors"))
+        if self.facts["lora"] is not None:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, load_file(folder / "adapter" / "adapter_model.safetensors"))
+            return
+        files = sorted((folder / "model").glob("*.safetensors"))
+        self.model.load_state_dict({k: v for file in files for k, v in load_file(file).items()}, strict=False)
+
+
+def _columns(rows: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.stack(part) for part in zip(*rows, strict=True)]
+
+
+def _constant(z: Tensor) -> Shift:
+    return lambda _: z
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a saved policy; InputError where there is none."""
+    path = Path(folder, "config.json")
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "loss" not in config or "base" not in config:
+        raise InputError(f"{folder} holds no policy; give the folder `policy` that penchant align wrote.")
+    return dict(config)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    from peft import PeftModel
+
+    adapted: nn.Module = PeftModel.from_pretrained(model, folder / "adapter")
+    return adapted

@@ -1,0 +1,182 @@
+"""Preference optimisation on transformers' Trainer: accelerate, mixed precision, checkpoints and resume come from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from penchant.attention import attending, current_pack
+from penchant.policy.batches import TokenPair
+from penchant.policy.losses import Loss, PairLogProbs
+from penchant.policy.policy import Policy, PolicyOutput
+from penchant.policy.watch import code_figures
+
+Item = tuple[TokenPair, float, float, int]
+"""A pair, the reference's log-probabilities of its chosen and rejected response, and who judged it (-1: all one)."""
+
+
+class AlignTrainer(transformers.Trainer):
+    """Trains a policy on pairs.
+
+    The loss of a step is loss(margins) + kl_weight KL[q || p]. g, the prior's share of the code weights, goes linearly
+    from 0 at the first step to 1 at the last. Codes and LoRA may learn at different rates.
+
+    Args:
+        policy: what is trained.
+        loss: DPO, IPO or SimPO.
+        pairs: training pairs as ids.
+        reference: the reference's log-probabilities of these pairs; ignored by a loss that needs none.
+        arguments: transformers' own.
+        kl_weight: the paper's lambda.
+        code_rate: learning rate of codebook, prior and posterior, relative to the other weights'.
+        person: who judged each pair, int [n]; then a person's pairs in a batch share what the posterior infers.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: Loss,
+        pairs: Sequence[TokenPair],
+        reference: PairLogProbs | None,
+        arguments: transformers.TrainingArguments,
+        kl_weight: float = 0.05,
+        code_rate: float = 1.0,
+        person: Sequence[int] | None = None,
+    ) -> None:
+        self.loss, self.kl_weight, self.code_rate = loss, kl_weight, code_rate
+        known = (reference.chosen, reference.rejected) if reference else (torch.zeros(len(pairs)),) * 2
+        judged = person if person is not None else [-1] * len(pairs)
+        items: list[Item] = list(zip(pairs, known[0].tolist(), known[1].tolist(), judged, strict=True))
+        self.window: dict[str, list[Any]] = defaultdict(list)
+        self.last_log = time.perf_counter()
+        super().__init__(policy, arguments, train_dataset=items, data_collator=_collate)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs
+        self.remove_callback(transformers.PrinterCallback)  # metrics.jsonl has the rows
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        transformers.set_seed(self.args.seed)  # the draws must not depend on what ran before
+        return super().train(*args, **kwargs)
+
+    @property
+    def policy(self) -> Policy:
+        found: Policy = self.accelerator.unwrap_model(self.model)
+        return found
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of one batch: a mean over its pairs."""
+        step = self.state.global_step
+        g = step / max(1, self.state.max_steps - 1)
+        watch = (step + 1) % max(1, int(self.args.logging_steps)) == 0
+        output: PolicyOutput = model(inputs["pairs"], g=g, watch=watch, person=inputs["person"])
+        chosen, rejected = inputs["reference"].to(output.kl.device).T
+        reference = output.log_probs._replace(chosen=chosen, rejected=rejected)
+        margins = self.loss.margins(output.log_probs, reference)
+        total = self.loss(margins).mean() + self.kl_weight * output.kl.mean()
+        self._note(output, reference, margins, g)
+        return (total, {"margins": margins}) if return_outputs else total
+
+    @torch.no_grad()
+    def _note(self, output: PolicyOutput, reference: PairLogProbs, margins: Tensor, g: float) -> None:
+        """Keep what the next log row says."""
+        window = self.window
+        window["margins"].append(margins.detach().float().cpu())
+        window["g"].append(g)
+        window["tokens"].append(int(output.log_probs.chosen_tokens.sum() + output.log_probs.rejected_tokens.sum()))
+        if output.prior is not None and output.posterior is not None:
+            window["prior"].append(output.prior.float().cpu())
+            window["posterior"].append(output.posterior.float().cpu())
+        for name, probs in output.watched.items():
+            window[f"watched_{name}"].append(self.loss.margins(probs, reference).float().cpu())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add margins, accuracy and what the codes do; keep the row in metrics.jsonl."""
+        window: dict[str, Any] = {
+            name: torch.cat(v) if isinstance(v[0], Tensor) else v for name, v in self.window.items()
+        }
+        self.window.clear()
+        if "margins" in window:
+            logs |= {"margin": float(window["margins"].mean()), "accuracy": _share_above(window["margins"])}
+        if "prior" in window:
+            figures = code_figures(window["prior"].numpy(), window["posterior"].numpy())
+            logs |= {
+                "g": float(np.mean(window["g"])),
+                **{name: figures[name] for name in ("kl", "perplexity", "top_share")},
+            }
+        if "watched_prior" in window:
+            by_prior, by_posterior = (_share_above(window[f"watched_{name}"]) for name in ("prior", "posterior"))
+            logs |= {"accuracy_prior": by_prior, "accuracy_posterior": by_posterior, "gap": by_posterior - by_prior}
+        now = time.perf_counter()
+        if "loss" in logs:
+            logs |= {"seconds": now - self.last_log}
+        self.last_log = now
+        super().log(logs, start_time)
+        write_history(self.state.log_history, Path(str(self.args.output_dir)).parent / "metrics.jsonl")
+
+    # ---- what is learned how fast ---------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with a learning rate of its own for the codes; no weight decay on them."""
+        if self.optimizer is None:
+            policy = self.policy
+            codes = list(policy.codes.parameters()) if isinstance(policy.codes, nn.Module) else []
+            known = {id(p) for p in codes}
+            others = [p for p in policy.parameters() if p.requires_grad and id(p) not in known]
+            rate, decay = self.args.learning_rate, self.args.weight_decay
+            groups = [
+                {"params": others, "lr": rate, "weight_decay": decay},
+                {"params": [p for p in codes if p.requires_grad], "lr": rate * self.code_rate, "weight_decay": 0.0},
+            ]
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]], betas=betas, eps=self.args.adam_epsilon
+            )
+        found: torch.optim.Optimizer = self.optimizer
+        return found
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self.policy.save_pretrained(str(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.policy.load_state(resume_from_checkpoint)
+
+
+def checkpointing() -> dict[str, Any]:
+    """Arguments of gradient checkpointing: what is run again in the backward pass must attend to the same pack."""
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        pack = current_pack()
+        return nullcontext(), attending(pack) if pack is not None else nullcontext()
+
+    return {"use_reentrant": False, "context_fn": contexts}
+
+
+def write_history(rows: list[dict[str, Any]], path: Path) -> None:
+    """The log's rows so far, a JSON line each; a run that went on has those of before, and no others."""
+    finite = [{k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)} for row in rows]
+    kept = [row for row in finite if "learning_rate" in row]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def _share_above(margins: Tensor) -> float:
+    return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
+
+
+def _collate(items: list[Item]) -> dict[str, Any]:
+    pairs, chosen, rejected, person = zip(*items, strict=True)
+    known = torch.tensor(person) if person[0] >= 0 else None
+    return {"pairs": list(pairs), "reference": torch.tensor([chosen, rejected]).T, "person": known}

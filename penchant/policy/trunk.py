@@ -1,0 +1,124 @@
+"""The layers that stay frozen run once: their states of every token are kept, and training starts above them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from penchant.backbone import PROBE_TOLERANCE, Backbone
+from penchant.chat import Tokens, content_key
+from penchant.errors import InputError
+from penchant.packing import Batch, Tree, pack, packed_spans
+from penchant.policy.batches import TokenPair
+from penchant.workers import run_batches
+
+BUDGET = 1024
+"""Tokens run at once."""
+
+
+class Trunk:
+    """States of layer `first` for all tokens of some pairs, in one file; each prompt and each response once."""
+
+    def __init__(self, backbone: Backbone, first: int, pairs: Sequence[TokenPair], folder: str | Path) -> None:
+        """Runs the layers up to `first` over `pairs`, unless `folder` has their states already.
+
+        Raises InputError for a model that cannot run packed, or whose upper layers cannot start from given states.
+        """
+        if not 0 < first < backbone.depth:
+            raise InputError(f"the frozen layers end at {first}; give a layer from 1 to {backbone.depth - 1}.")
+        self.backbone, self.first = backbone, first
+        self.upper = upper_part(backbone, first)
+        if not backbone.packed or not self._is_exact():
+            raise InputError(
+                f"{backbone.name!r} cannot start from the states of a layer; train all layers (leave out --top-layers)."
+            )
+        items = {item.key: item for pair in pairs for item in pair}
+        lengths: dict[bytes, int] = {}
+        for item in items.values():
+            lengths.setdefault(_prompt(item), len(item.prompt))
+            lengths[item.key] = len(item.response)
+        ends = np.cumsum(list(lengths.values()))
+        self._span = {key: (int(end) - n, int(end)) for (key, n), end in zip(lengths.items(), ends, strict=True)}
+        self.tokens = int(ends[-1])
+        self.states = self._read_or_run(list(items.values()), Path(folder))
+
+    def final_states(self, trees: list[Tree]) -> Tensor:
+        """What `Backbone.final_states` gives for these trees; only the upper layers are run."""
+        parts = []
+        for prompt, responses in trees:
+            ids = prompt.numpy().astype(np.int32)
+            keys = [
+                content_key(ids, ids[:0]) + b"p",
+                *(content_key(ids, r.numpy().astype(np.int32)) for r in responses),
+            ]
+            parts += [self.states[slice(*self._span[key])] for key in keys]
+        embeds = torch.cat(parts).to(self.backbone.device)
+        return self.upper.final_states(trees, embeds)
+
+    def _read_or_run(self, items: list[Tokens], folder: Path) -> Tensor:
+        backbone = self.backbone
+        recipe = backbone.recipe((f"{self.first}:last",)).fingerprint
+        digest = hashlib.blake2b("".join([recipe, *(key.hex() for key in self._span)]).encode(), digest_size=16)
+        path = folder / f"{digest.hexdigest()}.states"
+        size = (self.tokens, backbone.width)
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            states = torch.from_file(str(unfinished), True, self.tokens * backbone.width, dtype=backbone.dtype).view(
+                size
+            )
+            with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc="frozen layers", leave=False) as bar:
+                batches = pack(items, BUDGET, packed=True)
+                for batch, found in run_batches(backbone, batches, self._lower):
+                    keys = [key for tree in _grouped(batch) for key in tree]
+                    for key, (start, end) in zip(keys, packed_spans(batch.trees), strict=True):
+                        states[slice(*self._span[key])] = found[start:end]
+                    bar.update(batch.tokens)
+            os.replace(unfinished, path)
+        return torch.from_file(str(path), False, self.tokens * backbone.width, dtype=backbone.dtype).view(size)
+
+    def _lower(self, batch: Batch) -> Tensor:
+        return self.backbone.run_trees(batch.trees, (self.first,))[0].cpu()
+
+    @torch.no_grad()
+    def _is_exact(self) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        prompt, *responses = (torch.randint(self.backbone.vocabulary, (n,), generator=generator) for n in (5, 3, 4))
+        trees = [(prompt, responses)]
+        whole = self.backbone.final_states(trees)
+        parts = self.upper.final_states(trees, self.backbone.run_trees(trees, (self.first,))[0])
+        tolerance = PROBE_TOLERANCE.get(self.backbone.dtype, 0.1)
+        return bool((whole - parts).norm() <= tolerance * whole.norm())
+
+
+def upper_part(backbone: Backbone, first: int) -> Backbone:
+    """The layers above `first`, on the same weights and with their numbers, as a backbone that starts from states."""
+    part = copy.copy(backbone)
+    part.model = copy.copy(backbone.model)
+    part.model._modules = dict(backbone.model._modules)
+    names = [name for name, module in backbone.model._modules.items() if module is backbone.layers]
+    part.layers = nn.ModuleList(list(backbone.layers)[first:])
+    setattr(part.model, names[0], part.layers)
+    return part
+
+
+def _prompt(item: Tokens) -> bytes:
+    return item.prompt_key + b"p"
+
+
+def _grouped(batch: Batch) -> list[list[bytes]]:
+    """Keys of the batch's trees, in the pack's order."""
+    items = iter(batch.items)
+    trees = []
+    for _, responses in batch.trees:
+        members = [next(items) for _ in responses]
+        trees.append([_prompt(members[0]), *(item.key for item in members)])
+    return trees

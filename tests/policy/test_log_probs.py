@@ -1,0 +1,50 @@
+"""Log-probabilities in chunks equal those of whole logits, with their derivatives, for every form of head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penchant.policy import log_probs
+from penchant.policy.log_probs import Vocabulary
+
+ROWS, WIDTH, TOKENS = 13, 6, 11
+
+
+def whole(vocabulary: Vocabulary, states: Tensor, targets: Tensor) -> Tensor:
+    logits = vocabulary.scale * vocabulary.head(states)
+    if vocabulary.cap is not None:
+        logits = vocabulary.cap * torch.tanh(logits / vocabulary.cap)
+    return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equal_to_whole_logits_with_all_derivatives(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool, cap: float | None, bias: bool
+) -> None:
+    monkeypatch.setattr(log_probs, "CHUNK_NUMBERS", 4 * TOKENS)  # chunks of 4 rows, the last of 1
+    torch.manual_seed(0)
+    head = nn.Linear(WIDTH, TOKENS, bias=bias).requires_grad_(not frozen)
+    vocabulary = Vocabulary(head, 1.7, cap)
+    targets, upstream = torch.randint(TOKENS, (ROWS,)), torch.randn(ROWS)
+    found = []
+    for function in (vocabulary.log_probs, lambda s, t: whole(vocabulary, s, t)):
+        states = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        head.zero_grad()
+        values = function(states, targets)
+        (values * upstream).sum().backward()
+        found.append([values.detach(), states.grad, *(p.grad.clone() for p in head.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) == (2 if frozen else 3 + bias)
+    for ours, expected in zip(*found, strict=True):
+        assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_chunks_do_not_change_the_result() -> None:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(nn.Linear(WIDTH, TOKENS, bias=False), 1.0, None)
+    states, targets = torch.randn(ROWS, WIDTH), torch.randint(TOKENS, (ROWS,))
+    rows = torch.cat([vocabulary.log_probs(states[i : i + 1], targets[i : i + 1]) for i in range(ROWS)])
+    assert torch.allclose(vocabulary.log_probs(states, targets), rows, atol=1e-6)

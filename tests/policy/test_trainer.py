@@ -1,0 +1,184 @@
+"""Training: TRL's trainer as an oracle, codes that are switched off, resuming bit for bit, and what is logged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from penchant.backbone import load_whole
+from penchant.policy.align import Settings, make_trainer
+from penchant.policy.batches import TokenPair
+from penchant.policy.losses import PairLogProbs
+from penchant.policy.policy import Policy
+from penchant.policy.reference import reference_log_probs
+from penchant.policy.trainer import AlignTrainer
+from tests.policy.conftest import Maker
+
+STEPS = 6
+
+
+def reference_of(policy: Policy, tokens: list[TokenPair], tmp_path: Path) -> PairLogProbs:
+    return reference_log_probs(policy, tokens, tmp_path / "cache")[0]
+
+
+def trainer_of(make: Maker, tmp_path: Path, name: str = "run", **settings: Any) -> AlignTrainer:
+    given = {"steps": STEPS, "learning_rate": 5e-3, "warmup": 0.0, "batch_size": 4, **settings}
+    policy, tokens = make(**given)
+    reference = reference_of(policy, tokens, tmp_path)
+    made = Settings(**{"codes": 4, "lora": 4, **given})
+    return make_trainer(policy, made.make_loss(), tokens, reference, made, tmp_path / name, show_progress=False)
+
+
+def losses(trainer: Any) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def trained(trainer: AlignTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.policy.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo"])
+def test_without_codes_equal_to_trls_dpo_trainer(
+    make: Maker, tiny_llm: Path, tmp_path: Path, loss: str, pairs: Dataset
+) -> None:
+    ours = trainer_of(make, tmp_path, loss=loss, codes=0, lora=0)
+    ours.args.train_sampling_strategy = "sequential"
+    tokens = [item[0] for item in ours.train_dataset]  # type: ignore[union-attr]
+    llm, backbone = load_whole(str(tiny_llm), "float32")
+    llm.requires_grad_(True)
+    reference, _ = load_whole(str(tiny_llm), "float32")
+    arguments = DPOConfig(
+        output_dir=str(tmp_path / "trl"),
+        loss_type=[{"dpo": "sigmoid", "ipo": "ipo"}[loss]],
+        beta=0.1,
+        per_device_train_batch_size=4,
+        max_steps=STEPS,
+        learning_rate=5e-3,
+        logging_steps=1,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        warmup_steps=0,
+        lr_scheduler_type="linear",
+        max_length=None,
+    )
+    theirs = DPOTrainer(llm, reference, args=arguments, train_dataset=pairs, processing_class=backbone.chat.tokenizer)
+    columns = {
+        "prompt_ids": [c.prompt.tolist() for c, _ in tokens],
+        "chosen_ids": [c.response.tolist() for c, _ in tokens],
+        "rejected_ids": [r.response.tolist() for _, r in tokens],
+    }
+    theirs.train_dataset = Dataset.from_dict(columns)
+    theirs.train()
+    ours.train()
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-4)
+    assert losses(ours)[-1] < losses(ours)[0] - 0.01  # something was learned
+
+
+def test_one_code_of_zeros_equals_no_codes(make: Maker, tmp_path: Path) -> None:
+    plain = trainer_of(make, tmp_path, "plain", codes=0)
+    coded = trainer_of(make, tmp_path, "coded", codes=1)
+    assert coded.policy.codes is not None
+    torch.nn.init.zeros_(coded.policy.codes.codebook)
+    coded.policy.codes.codebook.requires_grad_(False)
+    coded.policy.model.load_state_dict(plain.policy.model.state_dict())
+    for trainer in (plain, coded):
+        trainer.args.max_grad_norm = 0.0  # parameters more, be their gradients zero, change the norm's last bits
+        trainer.train()
+    assert losses(plain) == losses(coded)
+    for (_, a), (_, b) in zip(
+        plain.policy.model.named_parameters(), coded.policy.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_codes_do_change_the_training(make: Maker, tmp_path: Path) -> None:
+    plain, coded = trainer_of(make, tmp_path, "plain", codes=0), trainer_of(make, tmp_path, "coded")
+    coded.train()
+    plain.train()
+    assert losses(plain) != losses(coded)
+    fresh = make()[0].codes
+    assert not torch.equal(fresh.codebook, coded.policy.codes.codebook)
+    assert coded.policy.codes.prior_net[-1].weight.abs().max() > 0
+    assert coded.policy.codes.posterior_net[-1].weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": 0}, {"top_layers": 1}])
+def test_resumed_equals_uninterrupted_bit_for_bit(make: Maker, tmp_path: Path, settings: dict[str, int]) -> None:
+    whole = trainer_of(make, tmp_path, "whole", save_steps=3, **settings)
+    whole.train()
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-3"
+    again = trainer_of(make, tmp_path, "again", save_steps=3, **settings)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert losses(again) == losses(whole)
+    ours, theirs = trained(again), trained(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    files = [tmp_path / name / "metrics.jsonl" for name in ("whole", "again")]
+    rows = [[json.loads(line) | {"seconds": 0} for line in file.open()] for file in files]
+    assert len(rows[0]) == STEPS
+    assert rows[0] == rows[1]
+
+
+def test_micro_batches_give_the_step_of_the_whole_batch(make: Maker, tmp_path: Path) -> None:
+    whole, parts = (trainer_of(make, tmp_path, str(m), codes=0, micro_batch=m) for m in (4, 1))
+    whole.train()
+    parts.train()
+    assert losses(whole) == pytest.approx(losses(parts), abs=1e-4)
+
+
+def test_gradient_checkpointing_changes_memory_alone(make: Maker, tmp_path: Path) -> None:
+    plain, checked = (trainer_of(make, tmp_path, str(c), gradient_checkpointing=c) for c in (False, True))
+    calls: list[int] = []
+    checked.policy.backbone.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    plain.train()
+    checked.train()
+    assert len(calls) == 2 * STEPS  # each layer ran again in the backward pass
+    assert losses(plain) == pytest.approx(losses(checked), abs=1e-5)
+
+
+def test_the_schedule_of_g_and_what_is_logged(make: Maker, tmp_path: Path) -> None:
+    trainer = trainer_of(make, tmp_path, code_rate=10.0)
+    trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    rows = [row for row in rows if "loss" in row]
+    assert [row["g"] for row in rows] == pytest.approx([step / (STEPS - 1) for step in range(STEPS)])
+    wanted = {"step", "loss", "accuracy", "margin", "kl", "perplexity", "top_share", "gap", "learning_rate", "seconds"}
+    assert all(wanted <= row.keys() for row in rows)
+    assert rows[0]["kl"] == 0
+    assert rows[-1]["kl"] > 0
+    groups = trainer.optimizer.param_groups  # type: ignore[union-attr]
+    assert groups[1]["initial_lr"] == pytest.approx(10 * groups[0]["initial_lr"])
+
+
+def test_training_raises_the_margins_it_trains_on(make: Maker, tmp_path: Path) -> None:
+    for loss in ("dpo", "ipo", "simpo"):
+        trainer = trainer_of(make, tmp_path, loss, loss=loss, steps=30, batch_size=8, save_steps=0)
+        trainer.train()
+        rows = [row for row in trainer.state.log_history if "loss" in row]
+        assert rows[-1]["accuracy"] > 0.9, loss
+        assert rows[-1]["loss"] < rows[0]["loss"], loss
+
+
+def test_the_reference_is_computed_once_and_cached_by_content(make: Maker, tmp_path: Path) -> None:
+    policy, tokens = make()
+    first, _ = reference_log_probs(policy, tokens, tmp_path)
+    runs: list[int] = []
+    policy.backbone.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    again, _ = reference_log_probs(policy, tokens[::-1], tmp_path)
+    assert not runs
+    assert torch.equal(again.chosen, first.chosen.flip(0))
+    assert torch.equal(again.rejected_tokens, first.rejected_tokens.flip(0))
+    swapped, _ = reference_log_probs(policy, [(r, c) for c, r in tokens], tmp_path)
+    assert not runs
+    assert torch.equal(swapped.chosen, first.rejected)
