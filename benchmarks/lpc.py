@@ -48,29 +48,39 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
             found.append({"set": name, "loss": loss, "latent": latent, "codes": codes, "seed": seed, **more})
 
     sampled = {"sample": True}
-    for name in SETS:
-        for latent in ("none", "codes"):
-            add(name, latent=latent, **(sampled if name in ("demo", "hh") else {}))
+    for latent in ("none", "codes"):
+        add("demo", latent=latent, **sampled)
     add("demo", latent="codes", codes=8, person=True)
     add("demo", latent="codes", codes=8)
+    for latent in ("none", "codes"):
+        add("hh", latent=latent, **sampled)
     for latent in ("bias", "mlp", "gaussian"):
         add("demo", latent=latent)
-    for loss in ("ipo", "simpo"):
-        for name in SETS:
+    for name in ("science", "ultrafeedback"):
+        for latent in ("none", "codes"):
+            add(name, latent=latent)
+    for name in SETS:
+        for loss in ("ipo", "simpo"):
             for latent in ("none", "codes"):
                 add(name, loss, latent)
     for k in (1, 32, 128):
         add("demo", latent="codes", codes=k)
-    for flips in (0.25, 0.5):
+    for posterior in ("difference", "both"):
+        add("demo", latent="codes", posterior=posterior)
+    for flips in (0.5, 0.25):
         for tag in (False, True):
             for latent in ("none", "codes"):
                 add("hh", latent=latent, flips=flips, tag=tag)
-    for posterior in ("difference", "both"):
-        add("demo", latent="codes", posterior=posterior)
     if quick:
         few = [job for job in found if job["set"] in ("demo", "hh") and job["loss"] == "dpo" and not job.get("flips")]
         return [{**job, "quick": True} for job in few if job["latent"] != "mlp" and job["codes"] in (8, 64)][:9]
     return found
+
+
+def prepared(todo: list[Job]) -> list[Job]:
+    """One job for each body of texts: the states of the frozen layers and the reference, which all seeds share."""
+    bodies = {tuple(job.get(k) for k in ("set", "flips", "tag", "quick")): job for job in todo}
+    return [{**job, "seed": 0, "prepare": True} for job in bodies.values()]
 
 
 def key(job: Job) -> str:
@@ -125,6 +135,7 @@ def main() -> None:
         lpc_data.whole("hh")  # says at once where the data are not
     todo = jobs(args.quick, seeds)
     cache = args.work / "cache"
+    run_all(prepared(todo), args.work, cache, args.workers, args.minutes)
     done = run_all(todo, args.work, cache, args.workers, args.minutes)
     results = [done[key(job)] for job in todo if key(job) in done]
     import lpc_exact

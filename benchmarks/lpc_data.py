@@ -13,17 +13,21 @@ from penchant.cli.demo import DATA
 from penchant.pairs import load_pairs
 
 TAG = "[FLIP] "
-SIZES = {"hh": (256, 160), "science": (256, 160), "ultrafeedback": (128, 100), "demo": (400, 209)}
-"""Training pairs, drawn anew at each seed, and test pairs, the same at every seed."""
-QUICK = {"hh": (24, 24), "science": (24, 24), "ultrafeedback": (8, 8), "demo": (64, 48)}
+SIZES = {"hh": (256, 400, 160), "science": (200, 300, 120), "ultrafeedback": (128, 160, 80), "demo": (400, 791, 209)}
+"""Training pairs, drawn at each seed; pairs they are drawn from; test pairs, the same at every seed."""
+QUICK = {"hh": (24, 24, 24), "demo": (48, 48, 32)}
 COLUMNS = ("prompt", "chosen", "rejected", "source", "user_id")
 
 
 class Part(NamedTuple):
     train: Dataset
     test: Dataset
+    pool: Dataset
+    """What the training pairs of all seeds are drawn from."""
+    rows: NDArray[np.int64]
+    """Those of this seed."""
     flipped: NDArray[np.bool_]
-    """Of the training pairs: which labels were turned round."""
+    """Of the pool: which labels were turned round."""
     flipped_test: NDArray[np.bool_]
 
 
@@ -52,18 +56,15 @@ def draw(name: str, seed: int, *, quick: bool = False, flips: float = 0.0, tag: 
     its prompt says so.
     """
     train, test = whole(name)
-    n, m = (QUICK if quick else SIZES)[name]
-    order = np.random.default_rng(seed).permutation(len(train))[:n]
-    kept = np.random.default_rng(0).permutation(len(test))[:m]
-    train, test = train.select(order), test.select(np.sort(kept))
-    marks = [
-        np.random.default_rng([seed, i]).permutation(len(each)) < flips * len(each)
-        for i, each in enumerate((train, test))
-    ]
+    n, of, m = (QUICK if quick else SIZES)[name]
+    pool = train.select(np.random.default_rng(0).permutation(len(train))[:of])
+    test = test.select(np.sort(np.random.default_rng(0).permutation(len(test))[:m]))
+    marks = [np.random.default_rng(i).permutation(len(each)) < flips * len(each) for i, each in enumerate((pool, test))]
     if not tag:
         marks[1][:] = False
-    train, test = (_flip(each, mark, tag) for each, mark in zip((train, test), marks, strict=True))
-    return Part(train, test, *marks)
+    pool, test = (_flip(each, mark, tag) for each, mark in zip((pool, test), marks, strict=True))
+    rows = np.random.default_rng(seed).permutation(len(pool))[:n]
+    return Part(pool.select(rows), test, pool, rows, *marks)
 
 
 def _plain(rows: Dataset, source: str | None = None) -> Dataset:

@@ -35,7 +35,7 @@ TRAINING = {
     "ipo": {"learning_rate": 1e-3},
     "simpo": {"learning_rate": 1e-3},
 }
-CODES = {"code_rate": 4.0, "code_scale": 0.1}
+CODES = {"code_rate": 1.0, "code_scale": 0.1}
 SAMPLED = {"demo": (40, 2, 64), "hh": (24, 2, 64)}
 """Prompts, answers to each and tokens of an answer, for the quality of what is generated."""
 
@@ -46,7 +46,7 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     name, seed, quick = job["set"], job["seed"], job.get("quick", False)
     part = lpc_data.draw(name, seed, quick=quick, flips=job.get("flips", 0.0), tag=job.get("tag", False))
     llm, backbone = load_whole(MODEL, "auto", None, MAX_LENGTH.get(name, 1024))
-    train, test = token_pairs(backbone, part.train), token_pairs(backbone, part.test)
+    pool, test = token_pairs(backbone, part.pool), token_pairs(backbone, part.test)
     coded = job["latent"] == "codes"
     settings = Settings(
         loss=job["loss"],
@@ -56,11 +56,13 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
         seed=seed,
         **{**CODES, **TRAINING[job["loss"]], **job.get("settings", {})},
     )
-    trunk = make_trunk(backbone, settings, [*train, *test], cache)
-    reference, _ = reference_log_probs(Policy(llm, backbone, trunk=trunk), [*train, *test], cache)
-    of_train, of_test = (
-        PairLogProbs(*(column[rows] for column in reference)) for rows in (slice(len(train)), slice(len(train), None))
-    )
+    trunk = make_trunk(backbone, settings, [*pool, *test], cache)
+    reference, _ = reference_log_probs(Policy(llm, backbone, trunk=trunk), [*pool, *test], cache)
+    if job.get("prepare"):
+        return {}
+    train, ends = [pool[i] for i in part.rows], (slice(len(pool)), slice(len(pool), None))
+    of_pool, of_test = (PairLogProbs(*(column[rows] for column in reference)) for rows in ends)
+    of_train = PairLogProbs(*(column[part.rows] for column in of_pool))
     torch.manual_seed(seed)
     latent = None
     if job["latent"] not in ("none", "codes"):
@@ -83,7 +85,7 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
         **tested(policy, settings, test, of_test, part.test),
     }
     if coded and name == "demo":
-        found["people"] = lpc_people.people(policy, settings.make_loss(), part, train, of_train, test, of_test, seed)
+        found["people"] = lpc_people.people(policy, settings.make_loss(), part, pool, of_pool, test, of_test, seed)
     if name in SAMPLED and job.get("sample"):
         prompts, answers, tokens = SAMPLED[name]
         asked = list(dict.fromkeys(map(json.dumps, part.test["prompt"])))[: 4 if quick else prompts]

@@ -31,8 +31,8 @@ def people(
     policy: Policy,
     loss: Loss,
     part: lpc_data.Part,
-    train: list[TokenPair],
-    of_train: PairLogProbs,
+    pool: list[TokenPair],
+    of_pool: PairLogProbs,
     test: list[TokenPair],
     of_test: PairLogProbs,
     seed: int,
@@ -42,7 +42,7 @@ def people(
     posterior: mean of the posterior's logits over the known pairs. likelihood: p(k) times the product over the known
     pairs of s(margin under code k), p the mean prior. other: the posterior of another annotator's pairs.
     """
-    users, tested = np.array(part.train["user_id"]), np.array(part.test["user_id"])
+    users, tested = np.array(part.pool["user_id"]), np.array(part.test["user_id"])
     names = sorted(set(users) & set(tested))
     right: dict[str, list[NDArray[np.float64]]] = {"posterior": [], "other": [], "likelihood": []}
     codes = policy.codes
@@ -51,15 +51,15 @@ def people(
         rng = np.random.default_rng([seed, draw])
         z: dict[str, dict[str, Tensor]] = {"posterior": {}, "likelihood": {}}
         for name in names:
-            rows = rng.choice(np.flatnonzero(users == name), KNOWN, replace=False)
-            known = [train[i] for i in rows]
+            rows = rng.permutation(np.flatnonzero(users == name))[:KNOWN]
+            known = [pool[i] for i in rows]
             each = {str(k): _code(codes, k) for k in range(codes.codes)} if codes.codes <= MOST_CODES else {}
             states, found = policy.score(known, each)
             with torch.no_grad():
                 logits = codes.posterior_logits(states.chosen, states.rejected).mean(0, keepdim=True)
                 z["posterior"][name] = codes.z(logits.softmax(-1))
                 if each:
-                    reference = PairLogProbs(*(column[rows] for column in of_train))
+                    reference = PairLogProbs(*(column[rows] for column in of_pool))
                     fit = [torch.nn.functional.logsigmoid(loss.margins(p, reference)).sum() for p in found.values()]
                     prior = codes.prior_logits(states.prompt).log_softmax(-1).mean(0)
                     z["likelihood"][name] = codes.z((prior + torch.stack(fit)).softmax(-1)[None])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from penchant.cli.train import make_head
 from penchant.errors import InputError, RecipeMismatch
 from penchant.heads import CodedHead, ContextHead, Head, LinearHead
 from penchant.heads.base import pair_accuracy
@@ -204,6 +205,25 @@ def test_the_gate_has_the_greatest_stated_likelihood() -> None:
         assert value(gate.weight + step, gate.bias, gate.shared, gate.own) < best
     for shared, own in ((1.5, 1.0), (1.0, 1.5), (1.0, 1 / 1.5)):
         assert value(gate.weight, gate.bias, gate.shared * shared, gate.own * own) < best + 0.05
+
+
+def test_the_command_line_makes_it() -> None:
+    head = make_head("coded", False, 0.0, 3, use_source=True)
+    assert isinstance(head, CodedHead)
+    assert (head.use_source, head.random_state) == (True, 3)
+    with pytest.raises(InputError, match="add --head coded"):
+        make_head("linear", False, 0.0, 3, use_source=True)
+
+
+def test_one_prompt_only_has_one_code() -> None:
+    pairs = make_pairs(30)
+    alike = [np.concatenate([s[:, : 2 * WIDTH], s[:1, 2 * WIDTH :].repeat(30, 0)], 1) for s in (pairs.chosen,) * 2]
+    alike[1][:, : 2 * WIDTH] = pairs.rejected[:, : 2 * WIDTH]
+    same = replace(pairs, chosen=alike[0], rejected=alike[1], group=np.zeros(30, int))
+    with pytest.warns(UserWarning, match="one prompt"):
+        head = CodedHead().fit(same.select(("10:mean", "10:prompt")))
+    assert head.gate_views_ == []
+    assert np.all(head.prior(same.select(("10:mean", "10:prompt")).chosen) == 1)
 
 
 def test_wrong_input_is_named() -> None:

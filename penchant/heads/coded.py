@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from typing_extensions import Self
 from penchant.errors import InputError
 from penchant.heads.base import Head, check_latents, check_pairs, prompt_folds
 from penchant.heads.context import deviation_of, view_gain
-from penchant.heads.evidence import fit_gate, log_evidence
+from penchant.heads.evidence import Codes, Sides, fit_gate, log_evidence
 from penchant.heads.linear import STRENGTHS, TOLERANCE, BradleyTerryLoss, Spectrum, pick_strength, solve
 from penchant.latents import PROMPT, LatentPairs, Recipe
 
@@ -34,52 +34,6 @@ SCORED_ROWS = 4096
 """Responses whose features are held at once."""
 
 
-class Sides(NamedTuple):
-    """Features [n, f] of both responses and their inner products [n, n]."""
-
-    chosen: Array
-    rejected: Array
-    both_chosen: Array
-    chosen_rejected: Array
-    both_rejected: Array
-
-    @classmethod
-    def of(cls, chosen: Array, rejected: Array) -> Sides:
-        return cls(chosen, rejected, chosen @ chosen.T, chosen @ rejected.T, rejected @ rejected.T)
-
-    def gram(self) -> Array:
-        """Inner products [n, n] of the differences chosen - rejected."""
-        gram: Array = self.both_chosen - self.chosen_rejected - self.chosen_rejected.T + self.both_rejected
-        return gram
-
-
-class Codes(NamedTuple):
-    """What the codes say of n pairs: prior variances of the tastes, and the codes' weights less 1 / K."""
-
-    shared: float
-    own: float
-    chosen: Array
-    """[n, K]"""
-    rejected: Array
-    """[n, K]"""
-
-    def gram(self, sides: Sides) -> Array:
-        """Prior covariance [n, n] of the pairs' score differences."""
-        across = sides.chosen_rejected * (self.chosen @ self.rejected.T)
-        own = sides.both_chosen * (self.chosen @ self.chosen.T) + sides.both_rejected * (
-            self.rejected @ self.rejected.T
-        )
-        gram: Array = self.shared * sides.gram() + self.own * (own - across - across.T)
-        return gram
-
-    def codebook(self, sides: Sides, alpha: Array) -> Array:
-        """The tastes e_k [K, f] whose score differences are gram @ alpha."""
-        shared = self.shared * (alpha @ sides.chosen - alpha @ sides.rejected)
-        own = (self.chosen.T * alpha) @ sides.chosen - (self.rejected.T * alpha) @ sides.rejected
-        codebook: Array = shared + self.own * (own - own.mean(axis=0))
-        return codebook
-
-
 class CodedHead(Head, kind="coded"):
     """score(x) = sum_k pi_k(x) e_k . f(x): K tastes e_k (the codebook), weighted by a prior pi(x) over the codes.
 
@@ -92,11 +46,12 @@ class CodedHead(Head, kind="coded"):
     Without sources the gate is the one under which the preferences are most likely with all tastes integrated out
     (`evidence.fit_gate`); it reads the prompt's views or the response's last token, whichever makes them more likely.
     With `use_source` a pair's code is known in training, a logistic regression predicts it from the latents, and
-    scoring needs no source. Then the tastes are fitted by ridge Bradley-Terry on
+    scoring needs no source. Either way the tastes e_k = w_0 + w_k, with sum_k w_k = 0, then minimise
 
-        score(chosen) - score(rejected),  e_k = w_0 + w_k - mean w,  |w_0|^2 / shared + sum_k |w_k|^2 / own penalised,
+        sum_i l(score(chosen_i) - score(rejected_i)) + strength / 2 (|w_0|^2 / shared + sum_k |w_k|^2 / own),
 
-    with the known code in place of the predicted one where the source is given. One code is a ridge head on f.
+    l being the Bradley-Terry loss. The gate stays as it is, and a known code stands for pi. The variances `shared` and
+    `own` come with the hidden gate; with sources they make the tastes independent. One code is a ridge head on f.
     Swapping chosen and rejected flips every taste's sign and leaves the gate as it is.
 
     Needs latents with one view "LAYER:prompt" or more, beside views of the response.
@@ -167,11 +122,11 @@ class CodedHead(Head, kind="coded"):
         self.sources_, self.gate_views_ = [], []
         if self.use_source:
             codes = self._fit_source_gate(pairs)
-        elif self.codes == 1:
+        elif readable := [views for views in self._gate_candidates() if np.ptp(_middle(pairs, views), axis=0).any()]:
+            codes = self._fit_hidden_gate(pairs, sides, readable)
+        else:
             self.gate_, self.gate_bias_ = np.zeros((recipe.dim, 1)), np.zeros(1)
             codes = Codes(1.0, 0.0, *np.zeros((2, len(pairs), 1)))
-        else:
-            codes = self._fit_hidden_gate(pairs, sides)
         self.codebook_ = self._fit_codebook(sides, codes, pairs.group) * gain
         return self
 
@@ -217,7 +172,7 @@ class CodedHead(Head, kind="coded"):
         if len(names) == 1:
             raise InputError(f"all pairs have the source {names[0]}; give pairs of two sources or more")
         self.sources_, self.gate_views_ = names.tolist(), list(pairs.recipe.views)
-        middle = _middle(pairs)
+        middle = _middle(pairs, pairs.recipe.views)
         center, deviation = middle.mean(axis=0), deviation_of(middle) * np.sqrt(middle.shape[1])
         model = LogisticRegression(C=1 / SOURCE_STRENGTH, max_iter=1000).fit((middle - center) / deviation, code)
         # Two classes share one weight.
@@ -229,30 +184,36 @@ class CodedHead(Head, kind="coded"):
         spread = np.eye(len(names))[code] - 1 / len(names)
         return Codes(1 / len(names), 1.0, spread, spread)  # these variances make the codes' tastes independent
 
-    def _fit_hidden_gate(self, pairs: LatentPairs, sides: Sides) -> Codes:
-        """The gate, of the prompt's views or the last token's, under which the preferences are more likely."""
-        recipe = pairs.recipe
+    def _gate_candidates(self) -> list[tuple[str, ...]]:
+        """Views that a hidden gate may read."""
+        recipe = Recipe.from_dict(self.recipe_)
+        last = tuple(view for view in recipe.views if view.endswith(":last"))
+        return [] if self.codes == 1 else [recipe.prompt_views, *([last] if last else [])]
+
+    def _fit_hidden_gate(self, pairs: LatentPairs, sides: Sides, candidates: list[tuple[str, ...]]) -> Codes:
+        """The gate, of those that read one candidate each, under which the preferences are most likely."""
         rows = np.arange(len(pairs))
         if len(rows) > GATE_PAIRS:
             rows = np.sort(np.random.default_rng(self.random_state).choice(rows, GATE_PAIRS, replace=False))
+        some = np.ix_(rows, rows)
         gram = sides.gram()
         variance = np.trace(gram) / len(gram)
-        middle = _middle(pairs)
-        last = tuple(view for view in recipe.views if view.endswith(":last"))
         best = -np.inf
-        for views in (recipe.prompt_views, *([last] if last else [])):
-            columns = recipe.columns(views)
-            center, axes = _principal(middle[:, columns])
-            z = (middle[np.ix_(rows, columns)] - center) @ axes
-            gate = fit_gate(gram[np.ix_(rows, rows)], z, min(self.codes, z.shape[1] + 1))
-            weight = np.zeros((recipe.dim, len(gate.bias)))
+        for views in candidates:
+            columns, middle = pairs.recipe.columns(views), _middle(pairs, views)
+            center, axes = _principal(middle)
+            z = (middle[rows] - center) @ axes
+            gate = fit_gate(gram[some], z, min(self.codes, z.shape[1] + 1))
+            weight = np.zeros((pairs.recipe.dim, len(gate.bias)))
             weight[columns] = axes @ gate.weight
             bias = gate.bias - center @ weight[columns]
             spread = [softmax(side @ weight + bias, axis=1) - 1 / len(bias) for side in (pairs.chosen, pairs.rejected)]
             codes = Codes(gate.shared, gate.own, *spread)
-            found = log_evidence(codes.gram(sides)[np.ix_(rows, rows)] / variance) + gate.log_prior
+            # A response is scored by the gate's view of that response, so this is what is compared.
+            found = log_evidence(codes.gram(sides)[some] / variance) + gate.log_prior
             if found > best:
-                best, self.gate_, self.gate_bias_, self.gate_views_, kept = found, weight, bias, list(views), codes
+                best, kept = found, codes
+                self.gate_, self.gate_bias_, self.gate_views_ = weight, bias, list(views)
         return kept
 
     def _fit_codebook(self, sides: Sides, codes: Codes, group: Array) -> Array:
@@ -286,9 +247,10 @@ class CodedHead(Head, kind="coded"):
             raise InputError(f"strength is {bad[0]}; give a finite number above 0")
 
 
-def _middle(pairs: LatentPairs) -> Array:
+def _middle(pairs: LatentPairs, views: tuple[str, ...]) -> Array:
     """Halfway between the two responses [n, d]: what a pair's latents say of its code whoever won."""
-    middle: Array = (pairs.chosen.astype(np.float64) + pairs.rejected) / 2
+    columns = pairs.recipe.columns(views)
+    middle: Array = (pairs.chosen[:, columns].astype(np.float64) + pairs.rejected[:, columns]) / 2
     return middle
 
 

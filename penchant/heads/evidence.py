@@ -38,6 +38,52 @@ class Gate(NamedTuple):
     """Log density of the gate's weights under their own prior, up to a constant."""
 
 
+class Sides(NamedTuple):
+    """Features [n, f] of both responses and their inner products [n, n]."""
+
+    chosen: Array
+    rejected: Array
+    both_chosen: Array
+    chosen_rejected: Array
+    both_rejected: Array
+
+    @classmethod
+    def of(cls, chosen: Array, rejected: Array) -> Sides:
+        return cls(chosen, rejected, chosen @ chosen.T, chosen @ rejected.T, rejected @ rejected.T)
+
+    def gram(self) -> Array:
+        """Inner products [n, n] of the differences chosen - rejected."""
+        gram: Array = self.both_chosen - self.chosen_rejected - self.chosen_rejected.T + self.both_rejected
+        return gram
+
+
+class Codes(NamedTuple):
+    """What the codes say of n pairs: prior variances of the tastes, and the codes' weights less 1 / K."""
+
+    shared: float
+    own: float
+    chosen: Array
+    """[n, K]"""
+    rejected: Array
+    """[n, K]"""
+
+    def gram(self, sides: Sides) -> Array:
+        """Prior covariance [n, n] of the pairs' score differences."""
+        across = sides.chosen_rejected * (self.chosen @ self.rejected.T)
+        own = sides.both_chosen * (self.chosen @ self.chosen.T) + sides.both_rejected * (
+            self.rejected @ self.rejected.T
+        )
+        gram: Array = self.shared * sides.gram() + self.own * (own - across - across.T)
+        return gram
+
+    def codebook(self, sides: Sides, alpha: Array) -> Array:
+        """The tastes e_k [K, f] whose score differences are gram @ alpha."""
+        shared = self.shared * (alpha @ sides.chosen - alpha @ sides.rejected)
+        own = (self.chosen.T * alpha) @ sides.chosen - (self.rejected.T * alpha) @ sides.rejected
+        codebook: Array = shared + self.own * own  # own sums to zero over the codes, as their weights do
+        return codebook
+
+
 def fit_gate(gram: Array, z: Array, codes: int) -> Gate:
     """The gate of greatest log marginal likelihood of n pairs, tastes integrated out.
 
@@ -50,7 +96,7 @@ def fit_gate(gram: Array, z: Array, codes: int) -> Gate:
     and the gate, with both variances, minimises 1' C^-1 1 / 2 + log det C / 2, plus a Gaussian prior on its weights.
     Preferences between close answers are near coin tosses, where this is close to Bradley-Terry, and it can be
     differentiated in closed form. No responsibilities are alternated with heads, so there is no bad split to be stuck
-    in: on human pairs every start has led to the same gate.
+    in: on helpful and harmless pairs six starts led to the same gate.
 
     Args:
         gram: x_i . x_l [n, n] of the pairs' differences.

@@ -51,7 +51,7 @@ class Trunk:
         self.states = self._read_or_run(list(items.values()), Path(folder))
 
     def final_states(self, trees: list[Tree]) -> Tensor:
-        """What `Backbone.final_states` gives for these trees; only the upper layers are run."""
+        """What `Backbone.final_states` gives for these trees; only the upper layers are run where the rest is known."""
         parts = []
         for prompt, responses in trees:
             ids = prompt.numpy().astype(np.int32)
@@ -59,6 +59,8 @@ class Trunk:
                 content_key(ids, ids[:0]) + b"p",
                 *(content_key(ids, r.numpy().astype(np.int32)) for r in responses),
             ]
+            if not all(key in self._span for key in keys):
+                return self.backbone.final_states(trees)
             parts += [self.states[slice(*self._span[key])] for key in keys]
         embeds = torch.cat(parts).to(self.backbone.device)
         return self.upper.final_states(trees, embeds)
