@@ -55,10 +55,12 @@ def contestant(name: str, steps: int, work: Path) -> None:
     import lpc_data
 
     from penchant.backbone import DEFAULT, load_whole
-    from penchant.policy.align import Settings, make_policy, make_trainer, make_trunk
+    from penchant.policy.align import make_trainer
     from penchant.policy.batches import token_pairs
+    from penchant.policy.build import make_policy, make_trunk
     from penchant.policy.policy import Policy
     from penchant.policy.reference import reference_log_probs
+    from penchant.policy.settings import Settings
 
     pairs = lpc_data.draw("hh", 0).train.select(range(BATCH * steps))
     llm, backbone = load_whole(DEFAULT, "auto", None, 1024)

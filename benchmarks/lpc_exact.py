@@ -11,10 +11,12 @@ import lpc_data
 import torch
 
 from penchant.backbone import DEFAULT, load_whole
-from penchant.policy.align import Settings, make_policy, make_trainer
+from penchant.policy.align import make_trainer
 from penchant.policy.batches import token_pairs
+from penchant.policy.build import make_policy
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
+from penchant.policy.settings import Settings
 
 STEPS = 3
 PAIRS = 2

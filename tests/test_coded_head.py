@@ -36,7 +36,7 @@ def make_pairs(n: int, kinds: int = 2, seed: int = 0, hidden_in: str = "10:promp
     views[hidden_in] = views[hidden_in] * 0.8 + 2 * corner
     good, bad = views["10:mean"]
     swap = np.einsum("nd,nd->n", good - bad, tastes[kind]) < 0
-    sides = np.concatenate([views[view] for view in VIEWS], axis=2).astype(np.float32)
+    sides = (np.concatenate([views[view] for view in VIEWS], axis=2) + 5).astype(np.float32)  # far from zero, as real
     sides[:, swap] = sides[::-1, swap]
     recipe = Recipe("model", "revision", VIEWS, WIDTH, "none", 512, "float32")
     source = np.array([f"source {k}" for k in kind], dtype=object)
@@ -189,7 +189,7 @@ def test_the_gate_has_the_greatest_stated_likelihood() -> None:
     pairs = make_pairs(150)
     x = (pairs.chosen - pairs.rejected)[:, WIDTH : 2 * WIDTH].astype(np.float64)
     x /= np.sqrt((x**2).sum(axis=1).mean())
-    z = pairs.chosen[:, 2 * WIDTH :].astype(np.float64)
+    z = pairs.chosen[:, 2 * WIDTH :].astype(np.float64) - 5
     z /= np.sqrt((z**2).sum(axis=1).mean())
     gate = fit_gate(x @ x.T, z, 2)
 

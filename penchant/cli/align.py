@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from penchant.backbone import DEFAULT
 from penchant.pairs import load_pairs, split_by_prompt
-from penchant.policy.align import Settings, align_run
+from penchant.policy.align import align_run
+from penchant.policy.settings import Settings
 from penchant.report_align import write_align_report
 from penchant.runs import Run
 

@@ -36,7 +36,8 @@ def verbs() -> Verbs:
     from penchant.cli.score import score
     from penchant.cli.train import train
 
-    alone: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes, export, report, cache, demo)
+    models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes)
+    alone = (*models, export, report, cache, demo)
     return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS}
 
 

@@ -1,4 +1,4 @@
-"""Preference optimisation on transformers' Trainer: accelerate, mixed precision, checkpoints and resume come from it."""
+"""Preference optimisation on transformers' Trainer: mixed precision, checkpoints and resume come from it."""
 
 from __future__ import annotations
 

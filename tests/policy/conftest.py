@@ -10,9 +10,10 @@ from datasets import Dataset
 
 from penchant.backbone import load_whole
 from penchant.pairs import load_pairs
-from penchant.policy.align import Settings, make_policy, make_trunk
 from penchant.policy.batches import TokenPair, token_pairs
+from penchant.policy.build import make_policy, make_trunk
 from penchant.policy.policy import Policy
+from penchant.policy.settings import Settings
 from tests.tiny_llm import save_tiny_llm, tiny_pairs
 
 Maker = Callable[..., tuple[Policy, list[TokenPair]]]

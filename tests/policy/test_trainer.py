@@ -12,11 +12,12 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from penchant.backbone import load_whole
-from penchant.policy.align import Settings, make_trainer
+from penchant.policy.align import make_trainer
 from penchant.policy.batches import TokenPair
 from penchant.policy.losses import PairLogProbs
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
+from penchant.policy.settings import Settings
 from penchant.policy.trainer import AlignTrainer
 from tests.policy.conftest import Maker
 
