@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penchant.errors import InputError
-from penchant.policy.codes import LatentCodes, PairStates, kl_divergence
+from penchant.policy.codes import LatentCodes, PairStates, kl_divergence, of_others
 
 WIDTH = 8
 
@@ -104,3 +104,25 @@ def test_posteriors_see_both_responses(posterior: str, wide: int) -> None:
 def test_wrong_arguments_are_one_sentence(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         LatentCodes(WIDTH, **arguments)  # type: ignore[arg-type]
+
+
+def test_of_others_is_the_mean_over_the_same_persons_other_pairs() -> None:
+    logits = torch.randn(6, 3)
+    person = torch.tensor([0, 1, 0, 0, 2, 1])
+    found = of_others(logits, person)
+    assert torch.allclose(found[0], logits[[2, 3]].mean(0))
+    assert torch.allclose(found[1], logits[5])
+    assert torch.equal(found[4], logits[4])  # alone
+    changed = logits.clone()
+    changed[0] += 10  # its own pair says nothing to a row
+    assert torch.equal(of_others(changed, person)[0], found[0])
+    assert not torch.equal(of_others(changed, person)[2], found[2])
+
+
+def test_with_persons_the_posterior_is_of_their_other_pairs_and_the_kl_too() -> None:
+    codes, s = alive(), states(4)
+    person = torch.tensor([0, 0, 1, 1])
+    draw = codes.draw(s, 0.0, person)
+    logits = codes.posterior_logits(s.chosen, s.rejected)
+    assert torch.allclose(draw.posterior, logits[[1, 0, 3, 2]].softmax(-1))
+    assert torch.allclose(draw.kl, kl_divergence(logits[[1, 0, 3, 2]], codes.prior_logits(s.prompt)))

@@ -48,3 +48,20 @@ def test_chunks_do_not_change_the_result() -> None:
     states, targets = torch.randn(ROWS, WIDTH), torch.randint(TOKENS, (ROWS,))
     rows = torch.cat([vocabulary.log_probs(states[i : i + 1], targets[i : i + 1]) for i in range(ROWS)])
     assert torch.allclose(vocabulary.log_probs(states, targets), rows, atol=1e-6)
+
+
+def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    whole_logits = log_probs._logits
+
+    def noted(h: Tensor, *rest: object) -> object:
+        rows.append(len(h))
+        return whole_logits(h, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(log_probs, "_logits", noted)
+    monkeypatch.setattr(log_probs, "CHUNK_NUMBERS", 5 * TOKENS)
+    head = nn.Linear(WIDTH, TOKENS, bias=False)
+    states = torch.randn(ROWS, WIDTH, requires_grad=True)
+    Vocabulary(head, 1.0, None).log_probs(states, torch.randint(TOKENS, (ROWS,))).sum().backward()
+    assert max(rows) == 5
+    assert sum(rows) == 2 * ROWS  # forward, and again backward as the head itself is trained

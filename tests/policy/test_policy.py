@@ -273,3 +273,27 @@ def test_a_row_the_template_cannot_take_is_named(make: Maker) -> None:
     bad = Dataset.from_list([{"prompt": "a", "chosen": "same", "rejected": "same"}])
     with pytest.raises(InputError, match="row 0"):
         token_pairs(policy.backbone, bad)
+
+
+def test_texts_the_trunk_has_not_seen_are_run_whole(make: Maker) -> None:
+    policy, _ = make(top_layers=1)
+    whole, _ = make(top_layers=None)
+    asked = ["A prompt that is in no pair."]
+    assert torch.allclose(policy.prompt_states(asked), whole.prompt_states(asked), atol=1e-5)
+
+
+def test_the_model_can_be_used_plainly_after_it_was_run_packed(make: Maker) -> None:
+    policy, tokens = make()
+    policy.score(tokens, {"": policy.expected})
+    assert policy.backbone.packed
+    model: Any = policy.model
+    assert torch.isfinite(model(input_ids=torch.arange(5)[None]).logits).all()
+
+
+def test_scoring_leaves_the_mode_as_it_was(make: Maker) -> None:
+    policy, tokens = make()
+    assert not policy.training
+    for mode in (True, False):
+        policy.train(mode)
+        policy.score(tokens[:2], {"": policy.expected})
+        assert policy.training == policy.model.training == mode

@@ -183,3 +183,26 @@ def test_the_reference_is_computed_once_and_cached_by_content(make: Maker, tmp_p
     swapped, _ = reference_log_probs(policy, [(r, c) for c, r in tokens], tmp_path)
     assert not runs
     assert torch.equal(swapped.chosen, first.rejected)
+
+
+def test_who_judged_a_pair_reaches_the_posterior(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(make, tmp_path, steps=2)
+    n = len(trainer.train_dataset)  # type: ignore[arg-type]
+    seen: list[torch.Tensor] = []
+    draw = trainer.policy.codes.draw
+    monkeypatch.setattr(trainer.policy.codes, "draw", lambda s, g, person: seen.append(person) or draw(s, g, person))
+    trainer.train_dataset = [(*item[:3], i % 3) for i, item in enumerate(trainer.train_dataset)]  # type: ignore[arg-type]
+    trainer.args.train_sampling_strategy = "sequential"
+    trainer.train()
+    assert seen[0].tolist() == [0, 1, 2, 0]
+    assert n > 8
+
+
+def test_the_full_run_in_mixed_precision_keeps_float32_weights(make: Maker, tmp_path: Path) -> None:
+    """bf16 weights would swallow AdamW's small steps."""
+    trainer = trainer_of(make, tmp_path, lora=0, steps=2, learning_rate=1e-6)
+    trainer.policy.facts["dtype"] = "bfloat16"
+    before = trained(trainer)
+    assert {p.dtype for p in before.values()} == {torch.float32}
+    trainer.train()
+    assert any(not torch.equal(before[name], p) for name, p in trained(trainer).items())
