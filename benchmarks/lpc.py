@@ -136,7 +136,9 @@ def main() -> None:
     todo, start = jobs(args.quick, seeds), time.monotonic()
     cache = args.work / "cache"
     done = {}
-    for phase in ([job for job in todo if "flips" not in job], [job for job in todo if "flips" in job]):
+    long, noisy = (lambda job: job["set"] == "ultrafeedback"), (lambda job: "flips" in job)
+    first = [job for job in todo if not long(job) and not noisy(job)]
+    for phase in (first, [job for job in todo if long(job)], [job for job in todo if noisy(job)]):
         run_all(prepared(phase), args.work, cache, args.workers, args.minutes - (time.monotonic() - start) / 60)
         done |= run_all(phase, args.work, cache, args.workers, args.minutes - (time.monotonic() - start) / 60)
     results = [done[key(job)] for job in todo if key(job) in done]
