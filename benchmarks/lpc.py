@@ -48,12 +48,12 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
             found.append({"set": name, "loss": loss, "latent": latent, "codes": codes, "seed": seed, **more})
 
     sampled = {"sample": True}
-    for latent in ("none", "codes"):
-        add("demo", latent=latent, **sampled)
-    add("demo", latent="codes", codes=8, person=True)
-    add("demo", latent="codes", codes=8)
-    for latent in ("none", "codes"):
-        add("hh", latent=latent, **sampled)
+    add("demo", **sampled)
+    add("demo", latent="codes", **sampled, people=True)
+    add("demo", latent="codes", codes=8, person=True, people=True)
+    add("demo", latent="codes", codes=8, people=True)
+    add("hh", **sampled)
+    add("hh", latent="codes", **sampled, switch=True)
     for latent in ("bias", "mlp", "gaussian"):
         add("demo", latent=latent)
     for name in ("science", "ultrafeedback"):
@@ -70,7 +70,7 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
     for flips in (0.5,):
         for tag in (False, True):
             for latent in ("none", "codes"):
-                add("hh", latent=latent, flips=flips, tag=tag)
+                add("hh", latent=latent, flips=flips, tag=tag, **({"switch": True} if latent == "codes" else {}))
     if quick:
         few = [job for job in found if job["set"] in ("demo", "hh") and job["loss"] == "dpo" and not job.get("flips")]
         return [{**job, "quick": True} for job in few if job["latent"] != "mlp" and job["codes"] in (8, 64)][:9]

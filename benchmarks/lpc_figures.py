@@ -58,7 +58,7 @@ def cell(of: dict[int, Run], runs: dict[str, dict[int, Run]]) -> dict[str, Any]:
         differences = [np.subtract(of[s]["right"]["prior"], plain[s]["right"]["prior"]) for s in both]
         found["delta"] = _figure(differences, groups)
     if job["latent"] == "codes":
-        for way in ("posterior", "switched"):
+        for way in [name for name in ("posterior", "switched") if name in first["right"]]:
             found[way] = _figure([run["right"][way] for run in of.values()], groups)
             gap = [np.subtract(run["right"][way], run["right"]["prior"]) for run in of.values()]
             found[f"{way}_delta"] = _figure(gap, groups)

@@ -14,17 +14,18 @@ import lpc_data
 import lpc_people
 import numpy as np
 import torch
-from datasets import Dataset
 
 from penchant.backbone import load_whole
 from penchant.evaluate.accuracy import correctness
-from penchant.policy.align import Settings, make_policy, make_trunk, train_policy
+from penchant.policy.align import train_policy
 from penchant.policy.batches import token_pairs
+from penchant.policy.build import make_policy, make_trunk
 from penchant.policy.codes import LatentCodes, PairStates
 from penchant.policy.generate import generate
 from penchant.policy.losses import PairLogProbs
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
+from penchant.policy.settings import Settings
 from penchant.policy.watch import code_figures
 
 MODEL = "smollm2-135m-instruct"
@@ -42,7 +43,7 @@ SAMPLED = {"demo": (40, 2, 64), "hh": (24, 2, 64)}
 
 def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     """A job is {set, loss, latent, codes, seed} and, where they differ from the defaults, {posterior, flips, tag,
-    person, quick, sample}. `latent` is none, codes, or a control's name."""
+    person, people, switch, quick, sample}. `latent` is none, codes, or a control's name."""
     name, seed, quick = job["set"], job["seed"], job.get("quick", False)
     part = lpc_data.draw(name, seed, quick=quick, flips=job.get("flips", 0.0), tag=job.get("tag", False))
     llm, backbone = load_whole(MODEL, "auto", None, MAX_LENGTH.get(name, 1024))
@@ -82,9 +83,9 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "trainable": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),  # type: ignore[union-attr]
         "history": [row for row in trainer.state.log_history if "loss" in row][-8:],
-        **tested(policy, settings, test, of_test, part.test),
+        **tested(policy, settings, test, of_test, job.get("switch", False)),
     }
-    if coded and name == "demo":
+    if coded and job.get("people"):
         found["people"] = lpc_people.people(policy, settings.make_loss(), part, pool, of_pool, test, of_test, seed)
     if name in SAMPLED and job.get("sample"):
         prompts, answers, tokens = SAMPLED[name]
@@ -103,13 +104,14 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     return found
 
 
-def tested(policy: Policy, settings: Settings, pairs: Any, reference: PairLogProbs, test: Dataset) -> dict[str, Any]:
+def tested(policy: Policy, settings: Settings, pairs: Any, reference: PairLogProbs, switch: bool) -> dict[str, Any]:
     """Which test pairs are ordered rightly under which z; for codes also what the codes do."""
     coded = isinstance(policy.codes, LatentCodes)
     shifts: dict[str, Any] = {"prior": policy.expected}
     if coded:
-        swapped = lambda s: policy.by_posterior(PairStates(s.prompt, s.rejected, s.chosen))  # noqa: E731
-        shifts |= {"posterior": policy.by_posterior, "switched": swapped}
+        shifts["posterior"] = policy.by_posterior
+        if switch:
+            shifts["switched"] = lambda s: policy.by_posterior(PairStates(s.prompt, s.rejected, s.chosen))
     states, found = policy.score(pairs, shifts)
     loss = settings.make_loss()
     margins = {name: loss.margins(probs, reference).numpy().astype(float) for name, probs in found.items()}
