@@ -71,16 +71,19 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
         for tag in (False, True):
             for latent in ("none", "codes"):
                 add("hh", latent=latent, flips=flips, tag=tag, **({"switch": True} if latent == "codes" else {}))
+
+    def core(job: Job) -> bool:
+        plain = job["loss"] == "dpo" and not job.get("flips") and "posterior" not in job
+        return (
+            plain and job["set"] != "ultrafeedback" and job["latent"] in ("none", "codes") and job["codes"] in (8, 64)
+        )
+
+    # The rest seed by seed, so that a run that is cut short has every row once before it has any twice.
+    found.sort(key=lambda job: (not core(job), 0 if core(job) else int(job["seed"])))
     if quick:
         few = [job for job in found if job["set"] in ("demo", "hh") and job["loss"] == "dpo" and not job.get("flips")]
         return [{**job, "quick": True} for job in few if job["latent"] != "mlp" and job["codes"] in (8, 64)][:9]
     return found
-
-
-def prepared(todo: list[Job]) -> list[Job]:
-    """One job for each body of texts: the states of the frozen layers and the reference, which all seeds share."""
-    bodies = {tuple(job.get(k) for k in ("set", "flips", "tag", "quick")): job for job in todo}
-    return [{**job, "seed": 0, "prepare": True} for job in bodies.values()]
 
 
 def key(job: Job) -> str:
@@ -133,14 +136,9 @@ def main() -> None:
     seeds = args.seeds[:1] if args.quick else args.seeds
     if not args.quick:
         lpc_data.whole("hh")  # says at once where the data are not
-    todo, start = jobs(args.quick, seeds), time.monotonic()
+    todo = jobs(args.quick, seeds)
     cache = args.work / "cache"
-    done = {}
-    long, noisy = (lambda job: job["set"] == "ultrafeedback"), (lambda job: "flips" in job)
-    first = [job for job in todo if not long(job) and not noisy(job)]
-    for phase in (first, [job for job in todo if long(job)], [job for job in todo if noisy(job)]):
-        run_all(prepared(phase), args.work, cache, args.workers, args.minutes - (time.monotonic() - start) / 60)
-        done |= run_all(phase, args.work, cache, args.workers, args.minutes - (time.monotonic() - start) / 60)
+    done = run_all(todo, args.work, cache, args.workers, args.minutes)
     results = [done[key(job)] for job in todo if key(job) in done]
     import lpc_exact
 

@@ -36,6 +36,7 @@ def align(
     learning_rate: float | None = None,
     warmup: float = 0.1,
     save_steps: int = 50,
+    log_steps: int | None = None,
     gradient_checkpointing: bool = False,
     columns: dict[str, str] | None = None,
     on_bad: Literal["error", "skip"] = "error",
@@ -73,6 +74,7 @@ def align(
         learning_rate: by default 5e-4 with adapters, 1e-5 without.
         warmup: share of the steps in which the learning rate rises.
         save_steps: optimiser steps between checkpoints; 0 writes none.
+        log_steps: optimiser steps a row of metrics.jsonl stands for; by default 10, or more in a long run.
         gradient_checkpointing: run layers again in the backward pass; less memory, more time.
         columns: the data's column names for ours, for example {question: prompt, win: chosen}.
         on_bad: stop at the first bad row, or skip bad rows, count them and list them in a file.
@@ -102,6 +104,7 @@ def align(
         learning_rate=learning_rate if learning_rate is not None else (5e-4 if lora else 1e-5),
         warmup=warmup,
         save_steps=save_steps,
+        log_steps=log_steps,
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
     )

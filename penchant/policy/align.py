@@ -25,7 +25,9 @@ from penchant.policy.settings import Settings, check_installed
 from penchant.policy.trainer import AlignTrainer
 
 LOG_ROWS = 40
-"""Rows of metrics.jsonl that a run aims at."""
+"""Rows of metrics.jsonl that a run aims at,"""
+LOG_STEPS = 10
+"""and the fewest steps a row stands for, where there are as many: with codes a row takes two more passes."""
 EXAMPLES = 3
 """Held-out prompts whose answers the report shows."""
 
@@ -119,7 +121,7 @@ def make_trainer(
     """A trainer with these settings; `person` as in `AlignTrainer`."""
     micro = settings.micro_batch or settings.batch_size
     steps = settings.steps if settings.steps > 0 else -(-len(pairs) // settings.batch_size) * settings.epochs
-    every = max(1, int(steps) // LOG_ROWS)
+    every = settings.log_steps or max(1, min(LOG_STEPS, int(steps)), int(steps) // LOG_ROWS)
     device = policy.backbone.device
     full = settings.lora == 0 and settings.top_layers is None
     arguments = transformers.TrainingArguments(

@@ -34,6 +34,7 @@ class Settings:
     learning_rate: float = 2e-4
     warmup: float = 0.1
     save_steps: int = 0
+    log_steps: int | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
 
@@ -44,6 +45,8 @@ class Settings:
         for name, least in (("lora", 0), ("batch_size", 1), ("save_steps", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
+        if self.log_steps is not None and self.log_steps < 1:
+            raise InputError(f"log_steps is {self.log_steps}; give at least 1.")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
             raise InputError(f"micro_batch is {self.micro_batch}; give a divisor of batch_size, {self.batch_size}.")
         for name in ("epochs", "learning_rate", "code_rate"):

@@ -27,7 +27,7 @@ def test_a_few_steps_on_the_top_layers_learn_their_pairs(tmp_path: Path) -> None
     short = np.argsort([len(c) + len(r) for c, r in zip(rows["chosen"], rows["rejected"], strict=True)])[:8]
     llm, backbone = load_whole(DEFAULT, "float32")
     tokens = token_pairs(backbone, rows.select(short))
-    settings = Settings(codes=8, top_layers=1, steps=6, batch_size=8, learning_rate=3e-3, warmup=0.0)
+    settings = Settings(codes=8, top_layers=1, steps=6, batch_size=8, log_steps=1, learning_rate=3e-3, warmup=0.0)
     trunk = make_trunk(backbone, settings, tokens, tmp_path)
     before = Policy(llm, backbone, trunk=trunk)
     reference, _ = reference_log_probs(before, tokens, tmp_path)

@@ -29,7 +29,7 @@ def reference_of(policy: Policy, tokens: list[TokenPair], tmp_path: Path) -> Pai
 
 
 def trainer_of(make: Maker, tmp_path: Path, name: str = "run", **settings: Any) -> AlignTrainer:
-    given = {"steps": STEPS, "learning_rate": 5e-3, "warmup": 0.0, "batch_size": 4, **settings}
+    given = {"steps": STEPS, "learning_rate": 5e-3, "warmup": 0.0, "batch_size": 4, "log_steps": 1, **settings}
     policy, tokens = make(**given)
     reference = reference_of(policy, tokens, tmp_path)
     made = Settings(**{"codes": 4, "lora": 4, **given})
