@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-BATCH = 8
+BATCH = 4
+"""Pairs a step."""
 CONTESTANTS = ("plain", "codes", "top", "trl")
 """Penchant without codes; with 64; with 64, only the top two layers trained; TRL's DPOTrainer."""
 

@@ -37,7 +37,7 @@ def verbs() -> Verbs:
     from penchant.cli.train import train
 
     models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes)
-    alone = (*models, export, report, cache, demo)
+    alone: tuple[Verb, ...] = (*models, export, report, cache, demo)
     return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS}
 
 

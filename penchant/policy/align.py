@@ -122,6 +122,7 @@ def make_trainer(
     micro = settings.micro_batch or settings.batch_size
     steps = settings.steps if settings.steps > 0 else -(-len(pairs) // settings.batch_size) * settings.epochs
     every = settings.log_steps or max(1, min(LOG_STEPS, int(steps)), int(steps) // LOG_ROWS)
+    every = min(every, settings.save_steps or every)
     device = policy.backbone.device
     full = settings.lora == 0 and settings.top_layers is None
     arguments = transformers.TrainingArguments(
