@@ -83,23 +83,24 @@ ALL_ATTENTION_FUNCTIONS.register(ANSWER_ATTENTION, answer_attention)
 
 @contextmanager
 def shifted_head(head: nn.Module, shift: Tensor | None) -> Iterator[None]:
-    """Within it `head`, a vocabulary's head, sees h + z: the hidden states [b, t, d] get `shift` [r, d], r dividing b.
+    """Within it `head`, a vocabulary's head, acts as on h + z: its logits [b, t, v] get W z of `shift` [r, d], in float32.
 
-    Each row of `shift` serves b / r rows that follow each other; InputError where r does not divide b. None changes
+    A bf16 state would round most of a small z away. Each row of `shift` serves b / r rows that follow each other; InputError where r does not divide b. None changes
     nothing.
     """
     if shift is None:
         yield
         return
 
-    def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = inputs
-        if len(hidden) % len(shift):
-            raise InputError(f"{len(shift)} shifts cannot be shared by {len(hidden)} rows; give one a prompt, or one.")
-        z = shift.to(hidden).repeat_interleave(len(hidden) // len(shift), 0)
-        return (hidden + z[:, None], *rest)
+    weight: Any = head.weight
+    moved = nn.functional.linear(shift.to(weight), weight).float()
 
-    handle = head.register_forward_pre_hook(add)
+    def add(_module: nn.Module, _inputs: Any, logits: Tensor) -> Tensor:
+        if len(logits) % len(moved):
+            raise InputError(f"{len(moved)} shifts cannot be shared by {len(logits)} rows; give one a prompt, or one.")
+        return logits.float() + moved.repeat_interleave(len(logits) // len(moved), 0)[:, None]
+
+    handle = head.register_forward_hook(add)
     try:
         yield
     finally:

@@ -35,24 +35,36 @@ class Vocabulary(NamedTuple):
         weight, bias = self.head.weight, self.head.bias
         return _logits(states.to(weight.dtype), weight, bias, self.scale, self.cap)[0]
 
-    def log_probs(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Float32 [t]: log softmax(logits)[target] of states [t, d] and targets, int [t]. Differentiable."""
+    def log_probs(
+        self, states: Tensor, targets: Tensor, z: Tensor | None = None, owner: Tensor | None = None
+    ) -> Tensor:
+        """Float32 [t]: log softmax(logits of h + z)[target], differentiable by all that is not an index.
+
+        z acts on the float32 logits as W z: added to a bf16 hidden state, most of a small z would be rounded away.
+
+        Args:
+            states: [t, d]; targets: int [t].
+            z: [b, d], where row i's is z[owner[i]]; owner: int [t].
+        """
         kind = states.device.type
         weight: Tensor = self.head.weight
         bias: Tensor | None = self.head.bias
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         bias = bias.to(dtype) if bias is not None else None
+        z = z.to(dtype) if z is not None else None
         found: Tensor = _LogProbs.apply(  # type: ignore[no-untyped-call]
-            states.to(dtype), weight.to(dtype), bias, targets, self.scale, self.cap
+            states.to(dtype), z, weight.to(dtype), bias, targets, owner, self.scale, self.cap
         )
         return found
 
 
 def _logits(
-    h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None
+    h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None, shift: Tensor | None = None
 ) -> tuple[Tensor, Tensor | float]:
-    """Logits [t, v], and their derivative by W h + b: one number, or [t, v] under a soft cap."""
+    """Logits [t, v] of W h + b + shift, and their derivative by that: one number, or [t, v] under a soft cap."""
     raw = nn.functional.linear(h, weight, bias).float()
+    if shift is not None:
+        raw += shift
     if scale != 1:
         raw = scale * raw
     if cap is None:
@@ -62,41 +74,65 @@ def _logits(
 
 
 class _LogProbs(torch.autograd.Function):
-    """d log p(y) / d raw = slope (onehot(y) - p), raw = W h + b."""
+    """d log p(y) / d raw = slope (onehot(y) - p), raw = W (h + z) + b."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
+        ctx: Any,
+        states: Tensor,
+        z: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        owner: Tensor | None,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
-        frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        frozen = not (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
+        learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         found = states.new_empty(len(states), dtype=torch.float32)
-        slopes = torch.empty_like(states) if frozen and ctx.needs_input_grad[0] else None
+        slopes = torch.empty_like(states) if frozen and learning else None
+        shifts = nn.functional.linear(z, weight).float() if z is not None else None
         for rows in _chunks(len(states), len(weight)):
-            logits, slope = _logits(states[rows], weight, bias, scale, cap)
+            logits, slope = _logits(states[rows], weight, bias, scale, cap, _of(shifts, owner, rows))
             log_p = torch.log_softmax(logits, -1)
             found[rows] = log_p.gather(1, targets[rows, None])[:, 0]
             if slopes is not None:
                 slopes[rows] = _residual(log_p, targets[rows], slope).to(weight.dtype) @ weight
-        ctx.save_for_backward(states, weight, bias, targets, slopes)
+        ctx.save_for_backward(states, z, weight, bias, targets, owner, slopes)
         ctx.scale, ctx.cap = scale, cap
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
-        states, weight, bias, targets, slopes = ctx.saved_tensors
+        states, z, weight, bias, targets, owner, slopes = ctx.saved_tensors
         if slopes is not None:
-            return (slopes * gradient[:, None]).to(states.dtype), None, None, None, None, None
+            by_states = slopes * gradient[:, None]
+            return by_states.to(states.dtype), _by_z(z, owner, by_states), None, None, None, None, None, None
         by_states, by_weight = torch.empty_like(states), torch.zeros_like(weight, dtype=torch.float32)
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+        shifts = nn.functional.linear(z, weight).float() if z is not None else None
         for rows in _chunks(len(states), len(weight)):
-            logits, slope = _logits(states[rows], weight, bias, ctx.scale, ctx.cap)
+            logits, slope = _logits(states[rows], weight, bias, ctx.scale, ctx.cap, _of(shifts, owner, rows))
             by_raw = _residual(torch.log_softmax(logits, -1), targets[rows], slope) * gradient[rows, None]
             by_states[rows] = by_raw.to(weight.dtype) @ weight
-            by_weight += by_raw.to(weight.dtype).T @ states[rows]
+            read = states[rows] if z is None else states[rows] + z[owner[rows]]
+            by_weight += by_raw.to(weight.dtype).T @ read
             if by_bias is not None:
                 by_bias += by_raw.sum(0)
-        return by_states, by_weight, by_bias, None, None, None
+        return by_states, _by_z(z, owner, by_states), by_weight, by_bias, None, None, None, None
+
+
+def _of(shifts: Tensor | None, owner: Tensor | None, rows: slice) -> Tensor | None:
+    return None if shifts is None or owner is None else shifts[owner[rows]]
+
+
+def _by_z(z: Tensor | None, owner: Tensor | None, by_states: Tensor) -> Tensor | None:
+    """z stands beside every state it is added to, so its derivative is the sum of theirs."""
+    if z is None or owner is None:
+        return None
+    return torch.zeros_like(z, dtype=torch.float32).index_add(0, owner, by_states.float()).to(z.dtype)
 
 
 def _residual(log_p: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:

@@ -87,8 +87,8 @@ class Policy(nn.Module):
         counts = torch.bincount(owner, minlength=2 * b)
 
         def under(z: Tensor | None) -> PairLogProbs:
-            shifted = read if z is None else read + z.to(read.dtype).expand(b, -1)[owner % b]
-            each = self.vocabulary.log_probs(shifted, targets)
+            shift = z.expand(b, -1) if z is not None else None
+            each = self.vocabulary.log_probs(read, targets, shift, owner % b)
             sums = torch.zeros(2 * b, device=device).index_add(0, owner, each)
             return PairLogProbs(sums[:b], sums[b:], counts[:b], counts[b:])
 

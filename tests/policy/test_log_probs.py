@@ -65,3 +65,41 @@ def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPat
     Vocabulary(head, 1.0, None).log_probs(states, torch.randint(TOKENS, (ROWS,))).sum().backward()
     assert max(rows) == 5
     assert sum(rows) == 2 * ROWS  # forward, and again backward as the head itself is trained
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_z_acts_as_if_added_to_the_states(monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
+    monkeypatch.setattr(log_probs, "CHUNK_NUMBERS", 4 * TOKENS)
+    torch.manual_seed(0)
+    head = nn.Linear(WIDTH, TOKENS).requires_grad_(not frozen)
+    vocabulary = Vocabulary(head, 1.3, None)
+    targets, upstream, owner = torch.randint(TOKENS, (ROWS,)), torch.randn(ROWS), torch.randint(3, (ROWS,))
+    found = []
+    for ours in (True, False):
+        states = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        z = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        head.zero_grad()
+        values = (
+            vocabulary.log_probs(states, targets, z, owner) if ours else whole(vocabulary, states + z[owner], targets)
+        )
+        (values * upstream).sum().backward()
+        known = [p.grad.clone() for p in head.parameters() if p.grad is not None]
+        found.append([values.detach(), states.grad, z.grad, *known])
+    assert len(found[0]) == (3 if frozen else 5)
+    for mine, expected in zip(*found, strict=True):
+        assert torch.allclose(mine, expected, atol=1e-5)
+
+
+def test_a_small_z_is_not_rounded_away_in_bf16() -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(64, 50, bias=False).to(torch.bfloat16)
+    vocabulary = Vocabulary(head, 1.0, None)
+    states, targets = 30 * torch.randn(200, 64).to(torch.bfloat16), torch.randint(50, (200,))
+    z = 0.02 * torch.randn(1, 64)
+    owner = torch.zeros(200, dtype=torch.long)
+    moved = vocabulary.log_probs(states, targets, z, owner) - vocabulary.log_probs(states, targets)
+    exact = [
+        (head(states).float() + shift).log_softmax(-1) for shift in (nn.functional.linear(z, head.weight.float()), 0)
+    ]
+    expected = (exact[0] - exact[1]).gather(1, targets[:, None])[:, 0]
+    assert (moved - expected).norm() < 0.05 * expected.norm()
