@@ -67,16 +67,14 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
         add("demo", latent="codes", codes=k)
     for posterior in ("difference", "both"):
         add("demo", latent="codes", posterior=posterior)
-    for flips in (0.5,):
+    for flips in (0.25, 0.5):
         for tag in (False, True):
             for latent in ("none", "codes"):
                 add("hh", latent=latent, flips=flips, tag=tag, **({"switch": True} if latent == "codes" else {}))
 
     def core(job: Job) -> bool:
-        plain = job["loss"] == "dpo" and not job.get("flips") and "posterior" not in job
-        return (
-            plain and job["set"] != "ultrafeedback" and job["latent"] in ("none", "codes") and job["codes"] in (8, 64)
-        )
+        usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and not job.keys() & {"flips", "posterior"}
+        return usual and job["latent"] in ("none", "codes") and (job["codes"] == 64 or "person" in job)
 
     # The rest seed by seed, so that a run that is cut short has every row once before it has any twice.
     found.sort(key=lambda job: (not core(job), 0 if core(job) else int(job["seed"])))

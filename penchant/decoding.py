@@ -83,10 +83,10 @@ ALL_ATTENTION_FUNCTIONS.register(ANSWER_ATTENTION, answer_attention)
 
 @contextmanager
 def shifted_head(head: nn.Module, shift: Tensor | None) -> Iterator[None]:
-    """Within it `head`, a vocabulary's head, acts as on h + z: its logits [b, t, v] get W z of `shift` [r, d], in float32.
+    """Within it `head`, a vocabulary's head, acts as on h + z: its logits [b, t, v] get W z, z from `shift` [r, d].
 
-    A bf16 state would round most of a small z away. Each row of `shift` serves b / r rows that follow each other; InputError where r does not divide b. None changes
-    nothing.
+    They become float32: in bf16 most of a small z would be rounded away. Each row of `shift` serves b / r rows that
+    follow each other; InputError where r does not divide b. None changes nothing.
     """
     if shift is None:
         yield
