@@ -114,17 +114,27 @@ def quality(results: list[Run], cache: Path, work: Path) -> dict[str, Any]:
             train, test = lpc_data.whole("hh")
             known = [lpc_data.draw("hh", seed).train for seed in seeds]
             judge = lpc_quality.train_judge(train, [*known, test], Backbone.load(), str(cache))
-        each = [
-            lpc_quality.quality(
-                by["codes"][s]["answers"],
-                by["none"][s]["answers"],
-                by["codes"][s]["prompts"],
-                judge=judge,
-                gold=name == "demo",
-            )
-            for s in seeds
-        ]
-        found[name] = {figure: float(np.mean([one[figure] for one in each])) for figure in each[0]}
+        prompts = [by["codes"][s]["prompts"] for s in seeds]
+        pairs = [[by[kind][s]["answers"] for kind in ("codes", "none")] for s in seeds]
+        found[name] = {
+            "words": float(np.mean([len(text.split()) for ours, _ in pairs for row in ours for text in row])),
+            "plain_words": float(np.mean([len(text.split()) for _, plain in pairs for row in plain for text in row])),
+        }
+        values: dict[str, list[Any]] = {}
+        for asked, (ours, plain) in zip(prompts, pairs, strict=True):
+            if name == "demo":
+                gold = [lpc_quality.demo_gold(asked, answers) for answers in (ours, plain)]
+                mean = [np.mean(list(each.values()), 0) for each in gold]
+                values.setdefault("gold_mean", []).append(mean[0])
+                values.setdefault("gold_mean_delta", []).append(mean[0] - mean[1])
+            if judge is not None:
+                scores = [judge.scores(asked, answers) for answers in (ours, plain)]
+                values.setdefault("win_rate", []).append(lpc_quality.wins(*scores))
+        for figure, rows in values.items():
+            one = seeds_and_prompts_interval(np.stack(rows), np.arange(len(rows[0])))
+            found[name] |= {figure: one.value, f"{figure}_ci_low": one.low, f"{figure}_ci_high": one.high}
+        if judge is not None:
+            found[name]["judge_accuracy"] = judge.accuracy.value
     return found
 
 
@@ -195,7 +205,7 @@ def headline(found: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     figures |= {k: cost[k] for k in ("overhead_ratio", "overhead_memory", "speed_vs_trl", "speed_vs_trl_top_layers")}
     figures |= {k: extra["exact"][k] for k in ("trl_difference", "zero_code_difference")}
     quality_of = extra["quality"]
-    wanted = ("gold_mean_delta", "gold_mean_delta_ci_low", "gold_mean_delta_ci_high", "win_rate", "win_rate_ci_low")
+    wanted = tuple(f"{k}{end}" for k in ("gold_mean_delta", "win_rate") for end in _ENDS.values())
     figures |= {f"{s}_{k}": v for s, one in quality_of.items() for k, v in one.items() if k in wanted}
     return {k: round(float(v), 5) for k, v in figures.items()}
 

@@ -20,14 +20,11 @@ from penchant.backbone import Backbone
 from penchant.chat import Text
 from penchant.encode import LatentStore, MemoryStore
 from penchant.errors import InputError
-from penchant.evaluate.accuracy import Interval, accuracy_interval, bootstrap_mean, correctness
+from penchant.evaluate.accuracy import Interval, accuracy_interval, correctness
 from penchant.heads import ContextHead
 from penchant.pairs import prompt_groups, split_by_prompt
-from penchant.policy.generate import Code, generate
-from penchant.policy.policy import Policy
 
 Array = NDArray[np.float64]
-MAX_NEW_TOKENS = 100
 JUDGE_TEST = 0.2
 """Share of the judge's prompts that its accuracy is measured on."""
 
@@ -71,22 +68,6 @@ def apart(pairs: Dataset, seen: Sequence[Dataset]) -> Dataset:
     return pairs.select(np.flatnonzero(~np.isin(prompt_groups(pairs), known)))
 
 
-def sample_policy(
-    policy: Policy, prompts: Sequence[Text], answers: int = 4, seed: int = 0, code: Code = "expectation"
-) -> list[list[str]]:
-    """Answers as `Generator.sample` draws them by default."""
-    return generate(
-        policy,
-        prompts,
-        code=code,
-        answers=answers,
-        max_new_tokens=MAX_NEW_TOKENS,
-        temperature=0.8,
-        top_p=0.95,
-        seed=seed,
-    )
-
-
 def demo_gold(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, Array]:
     """Each annotator's mean gold score [P] of the answers to each prompt, in deviations of the answers that the demo
     data carry."""
@@ -99,61 +80,3 @@ def wins(a: Array, b: Array) -> Array:
     left, right = a[:, :, None], b[:, None, :]
     won: Array = np.where(left == right, 0.5, left > right).mean((1, 2))
     return won
-
-
-def win_rate(
-    answers_a: Sequence[Sequence[str]], answers_b: Sequence[Sequence[str]], prompts: Sequence[Text], judge: Judge
-) -> Interval:
-    """How often the judge puts an answer of a above one of b, over all such couples of a prompt's answers.
-
-    A score knows no order of presentation, so b against a is 1 minus this. The interval is over prompts.
-    """
-    return _over_prompts(wins(judge.scores(prompts, answers_a), judge.scores(prompts, answers_b)))
-
-
-def quality(
-    policy_answers: Sequence[Sequence[str]],
-    base_answers: Sequence[Sequence[str]],
-    prompts: Sequence[Text],
-    *,
-    judge: Judge | None = None,
-    gold: bool = False,
-) -> dict[str, float]:
-    """What the answers are worth beside the base model's (or another policy's); NAME_ci_low and _ci_high over prompts.
-
-    - `words`, `base_words`: mean length, and `empty`: share of empty answers; both can buy a win.
-    - with a judge: `win_rate` and `judge_accuracy`.
-    - with gold, for prompts of the demo data: `gold_ANNOTATOR`, its `gold_ANNOTATOR_delta` to the base model's answers,
-      and `gold_mean`, `gold_mean_delta` over the annotators.
-    """
-    if not len(policy_answers) == len(base_answers) == len(prompts) > 0:
-        raise InputError(
-            f"{len(policy_answers)} and {len(base_answers)} lists of answers to {len(prompts)} prompts; give one each."
-        )
-    found = {
-        "words": _words(policy_answers),
-        "base_words": _words(base_answers),
-        "empty": float(np.mean([not text.strip() for row in policy_answers for text in row])),
-    }
-    if judge is not None:
-        found |= _figures("win_rate", win_rate(policy_answers, base_answers, prompts, judge))
-        found |= _figures("judge_accuracy", judge.accuracy)
-    if gold:
-        ours, theirs = (demo_gold([str(p) for p in prompts], each) for each in (policy_answers, base_answers))
-        ours["mean"], theirs["mean"] = (np.mean(list(each.values()), 0) for each in (ours, theirs))
-        for name, values in ours.items():
-            found |= _figures(f"gold_{name}", _over_prompts(values))
-            found |= _figures(f"gold_{name}_delta", _over_prompts(values - theirs[name]))
-    return found
-
-
-def _words(answers: Sequence[Sequence[str]]) -> float:
-    return float(np.mean([len(text.split()) for row in answers for text in row]))
-
-
-def _over_prompts(values: Array) -> Interval:
-    return bootstrap_mean(values, np.arange(len(values)))
-
-
-def _figures(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}

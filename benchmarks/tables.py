@@ -216,6 +216,87 @@ def sparse_people(record: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{workers} workers, 5 seeds. {made(record)}"
 
 
+def coded(record: dict[str, Any]) -> str:
+    names = {
+        "pooled": "one taste",
+        "context": "context head",
+        "coded_unsupervised": "two codes, no source",
+        "coded_with_source": "codes, sources in training",
+        "coded_shuffled": "the same, shuffled",
+        "predicted_source": "two heads, source predicted",
+        "oracle_source": "two heads, true source",
+    }
+    ways = ("coded_unsupervised", "coded_with_source")
+    rows = [["data", "pairs", *names.values(), *(f"gap recovered, {names[way]}" for way in ways)]]
+    for data, sizes in record["details"].items():
+        for size, cell in sizes.items():
+            if size.isdigit():
+                shares = [f"{cell[way]['gap_recovered']:.2f}" for way in ways]
+                rows.append([data, size, *(f"{100 * cell[name]['value']:.1f}" for name in names), *shares])
+    return f"{markdown(rows)}\n\nAccuracy in %, {len(record['seeds'])} seeds. {made(record)}"
+
+
+def coded_people(record: dict[str, Any]) -> str:
+    rows = [["demo data, mean over annotators' test pairs", "accuracy, %", "minus one taste for all"]]
+    for name, figure in record["figures"].items():
+        told = name.replace("_", " ")
+        if name.startswith("posterior"):
+            told = f"code inferred from {told.split()[1]} pairs"
+        rows.append([told, percent(figure), points(figure["minus_pooled"])])
+    return f"{markdown(rows)}\n\n{len(record['seeds'])} seeds. {made(record)}"
+
+
+def lpc(record: dict[str, Any]) -> str:
+    """Every run, with the seeds it has."""
+    heads = ["data / loss / before the LM head", "seeds", "accuracy, %", "minus plain", "posterior minus prior"]
+    rows = [[*heads, "KL, nats", "codes in use", "share of the top code"]]
+    for name, cell in sorted(record["details"]["cells"].items()):
+        rows.append(
+            [
+                name.replace("/", " / "),
+                str(cell["seeds"]),
+                percent(cell["accuracy"]),
+                points(cell["delta"]) if "delta" in cell else "",
+                points(cell["posterior_delta"]) if "posterior_delta" in cell else "",
+                *(f"{cell[k]:.2g}" if k in cell else "" for k in ("kl", "perplexity", "top_share")),
+            ]
+        )
+    return f"{markdown(rows)}\n\nOf the implicit reward on held-out prompts. {made(record)}"
+
+
+def lpc_people(record: dict[str, Any]) -> str:
+    rows = [["policy on the demo data", "z from", "accuracy minus the prior's, points"]]
+    ways = {
+        "posterior": "the posterior of 8 of the annotator's pairs",
+        "likelihood": "the likelihood of the same 8 pairs",
+        "other": "8 pairs of another annotator",
+    }
+    for name, cell in sorted(record["details"]["cells"].items()):
+        for way, told in ways.items():
+            if way in cell.get("people", {}):
+                rows.append(
+                    [name.removeprefix("demo/").replace("/", " / "), told, points(cell["people"][f"{way}_delta"])]
+                )
+    return f"{markdown(rows)}\n\n{made(record)}"
+
+
+def lpc_cost(record: dict[str, Any]) -> str:
+    cost, exact = record["details"]["cost"], record["details"]["exact"]
+    seconds, grown = cost["step_seconds"], cost["grown_mb"]
+    rows = [
+        ["figure", "measured", "goal"],
+        ["64 codes / plain DPO, seconds a step", f"{cost['overhead_ratio']:.2f}", "1.05"],
+        ["64 codes / plain DPO, memory above the loaded model", f"{cost['overhead_memory']:.2f}", "1.05"],
+        ["TRL's DPOTrainer / Penchant with 64 codes, seconds a step", f"{cost['speed_vs_trl']:.1f}", "1.5"],
+        ["the same, Penchant training the top two layers", f"{cost['speed_vs_trl_top_layers']:.1f}", ""],
+        ["seconds a step: plain, 64 codes, top two layers, TRL", ", ".join(f"{v:.1f}" for v in seconds.values()), ""],
+        ["MiB above the loaded model, in that order", ", ".join(f"{v:,.0f}" for v in grown.values()), ""],
+        ["largest difference of a loss to TRL's, without codes, float32", f"{exact['trl_difference']:.1e}", "1e-4"],
+        ["one code of zeros to no codes", f"{exact['zero_code_difference']:.1g}", "0"],
+    ]
+    return f"{markdown(rows)}\n\n{made(record)}"
+
+
 TABLES = {
     "reward_accuracy": reward_accuracy,
     "encode": encode,
@@ -226,8 +307,17 @@ TABLES = {
     "sparse_checks": sparse_checks,
     "sparse_sae": sparse_sae,
     "sparse_people": sparse_people,
+    "coded": coded,
+    "coded_people": coded_people,
+    "lpc": lpc,
+    "lpc_people": lpc_people,
+    "lpc_cost": lpc_cost,
 }
-SOURCE = {"lens_cost": "lens", **dict.fromkeys(("sparse_checks", "sparse_sae", "sparse_people"), "sparse")}
+SOURCE = {
+    "lens_cost": "lens",
+    **dict.fromkeys(("sparse_checks", "sparse_sae", "sparse_people"), "sparse"),
+    **dict.fromkeys(("lpc_people", "lpc_cost"), "lpc"),
+}
 """The result a table is made from, where it is not its namesake."""
 
 

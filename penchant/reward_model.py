@@ -21,7 +21,7 @@ from penchant.chat import Text
 from penchant.encode import TOKEN_BUDGET, LatentStore, MemoryStore, encode_pairs, encode_texts
 from penchant.errors import InputError, RecipeMismatch
 from penchant.evaluate import fit_temperature
-from penchant.heads import AutoHead, Head, PCAHead, SAELinearHead, load_head
+from penchant.heads import AutoHead, CodedHead, Head, PCAHead, SAELinearHead, load_head
 from penchant.latents import Array, LatentPairs, Recipe
 from penchant.model_card import model_card
 from penchant.pairs import load_pairs
@@ -252,11 +252,11 @@ class RewardModel:
         of adapted heads were measured to need no other. Figures of the pooled model are left out of the facts, as they
         are not those of the adapted one; judge that on other pairs of the same person (`heads.pca.adaptation_split`).
 
-        Raises InputError for a head other than "pca" or pairs that nothing can be learned from, RecipeMismatch for
-        latents made another way.
+        Raises InputError for a head other than "pca" or "coded", or pairs that nothing can be learned from,
+        RecipeMismatch for latents made another way.
         """
-        if not isinstance(self.head, PCAHead):
-            raise InputError(f"a {self.head.name} head cannot adapt to a few pairs; train with --head pca")
+        if not isinstance(self.head, PCAHead | CodedHead):
+            raise InputError(f"a {self.head.name} head cannot adapt to a few pairs; train with --head pca or coded")
         if not isinstance(pairs, LatentPairs):
             data = pairs if isinstance(pairs, Dataset) else load_pairs(pairs)
             pairs = encode_pairs(

@@ -131,6 +131,9 @@ def test_only_the_top_layers(work: Path) -> None:
         (["--model", "./nowhere"], "no folder at"),
         (["--kl_weight", "-1"], "kl_weight is -1"),
         (["--warmup", "2"], "warmup is 2"),
+        (["--steps", "0"], "steps is 0"),
+        (["--steps", "-7"], "steps is -7"),
+        (["--lora", "0", "--dtype", "bfloat16"], "float32"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -148,6 +151,30 @@ def test_a_missing_package_is_named_before_any_work(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(work, "missing") == 2
     assert "pip install 'penchant[align]'" in capsys.readouterr().err
+
+
+def test_other_settings_in_the_same_folder_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(work, "taken", "--steps", "2", "--save_steps", "1") == 0
+    assert run(work, "taken", "--steps", "2", "--save_steps", "1", "--loss", "ipo") == 2
+    assert "belongs to a run with other loss" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_says_so(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(work, "wild", "--steps", "6", "--learning_rate", "1e30", "--loss", "ipo") == 2
+    assert "lower --learning_rate" in capsys.readouterr().err
+
+
+def test_short_sequences_still_show_examples(work: Path) -> None:
+    assert run(work, "short", "--steps", "1", "--max_length", "100") == 0
+    assert len(metrics(work, "short")["examples"]) == 3
+
+
+def test_it_is_not_spread_over_processes(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(work, "many") == 2
+    assert "one device" in capsys.readouterr().err
 
 
 def test_pairs_that_become_equal_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,3 +248,50 @@ def test_wrong_input_is_named() -> None:
     gap[7] = None
     with pytest.raises(InputError, match="pair 7 has no source"):
         CodedHead(use_source=True).fit(replace(pairs, source=gap))
+
+
+def people(n: int, seed: int) -> LatentPairs:
+    """Two people with opposite tastes, asked the same things: no prompt tells them apart."""
+    pairs = make_pairs(n, seed=seed)
+    rng = np.random.default_rng(seed)
+    prompts = pairs.recipe.columns(("10:prompt",))
+    for side in (pairs.chosen, pairs.rejected):
+        side[:, prompts] = 0
+    pairs.chosen[:, prompts] = pairs.rejected[:, prompts] = rng.normal(size=(n, WIDTH))
+    return pairs
+
+
+def test_a_few_pairs_of_a_person_tell_their_code_where_prompts_cannot() -> None:
+    known, others = people(400, 0), people(400, 1)
+    head = CodedHead(use_source=True).fit(known)
+    assert abs(accuracy(head, others) - 0.5) < 0.15
+    for person in ("source 0", "source 1"):
+        theirs = others.take(others.source == person)
+        adapted = head.adapt(theirs.take(slice(0, 8)))
+        assert accuracy(adapted, theirs.take(slice(8, None))) > 0.8
+        assert adapted.prior(theirs.chosen[:1])[0, head.sources_.index(person)] > 0.95
+        assert np.ptp(adapted.prior(others.chosen), axis=0).max() == 0  # whatever is asked
+        turned = replace(theirs, chosen=theirs.rejected, rejected=theirs.chosen).take(slice(0, 8))
+        assert accuracy(head.adapt(turned), theirs.take(slice(8, None))) < 0.2
+
+
+def test_adapting_follows_bayes_and_leaves_the_head_alone(fitted: CodedHead) -> None:
+    pairs = make_pairs(5, seed=3)
+    before = fitted.gate_.copy()
+    adapted = fitted.adapt(pairs)
+    sides = (pairs.chosen, pairs.rejected)
+    tastes = [np.stack([replace_gate(fitted, k).score(side) for k in range(2)], 1) for side in sides]
+    prior = (fitted.prior(pairs.chosen) + fitted.prior(pairs.rejected)).mean(0)
+    likelihood = (1 / (1 + np.exp(-(tastes[0] - tastes[1]).astype(np.float64)))).prod(0)
+    expected = prior * likelihood / (prior * likelihood).sum()
+    np.testing.assert_allclose(adapted.prior(pairs.chosen)[0], expected, rtol=1e-4)
+    assert np.array_equal(fitted.gate_, before)
+    with pytest.raises(RecipeMismatch):
+        fitted.adapt(pairs.select(("10:mean", "10:prompt")))
+
+
+def replace_gate(head: CodedHead, k: int) -> CodedHead:
+    """The head as it scores under one code."""
+    alone = copy.copy(head)
+    alone.gate_, alone.gate_bias_ = np.zeros_like(head.gate_), np.where(np.arange(len(head.gate_bias_)) == k, 0.0, -1e9)
+    return alone

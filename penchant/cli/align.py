@@ -49,7 +49,7 @@ def align(
 ) -> None:
     """Align an LLM with preference pairs by DPO, IPO or SimPO, with latent codes for conflicting preferences (LPC).
 
-    The same command again goes on from the last checkpoint in --out, bit for bit.
+    The same command again, with the same --out, goes on from the last checkpoint there, bit for bit.
 
     Args:
         data: hub id, file (.jsonl, .json, .csv, .parquet, .gz) or folder with preference pairs.
@@ -65,13 +65,13 @@ def align(
         posterior: what it sees of the two responses.
         temperature: of the draws of codes; towards 0 a draw is a single code.
         kl_weight: weight of KL[posterior || prior] in the loss.
-        lora: rank of the adapters; 0 trains the weights themselves.
+        lora: rank of the adapters; 0 trains the weights themselves, in float32.
         top_layers: train only this many of the topmost layers; those below are run once and their states kept.
         epochs: passes over the pairs.
         steps: stop after this many optimiser steps; -1 leaves it to the epochs.
         batch_size: pairs an optimiser step.
         micro_batch: pairs run at once, a divisor of batch_size; less memory.
-        learning_rate: by default 5e-4 with adapters, 1e-5 without.
+        learning_rate: by default 1e-3 with adapters, 1e-5 without.
         warmup: share of the steps in which the learning rate rises.
         save_steps: optimiser steps between checkpoints; 0 writes none.
         log_steps: optimiser steps a row of metrics.jsonl stands for; by default 10, or more in a long run.
@@ -81,7 +81,7 @@ def align(
         split: split of a hub data set or folder.
         limit: read only this many rows.
         cache: folder of the reference's log-probabilities; $PENCHANT_CACHE or ~/.cache/penchant by default.
-        dtype: auto, float32 or bfloat16.
+        dtype: of the frozen LLM under the adapters: auto, float32 or bfloat16; all weights are trained in float32.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
         seed: of the split, the order of the pairs, the weights and the draws.
     """
@@ -101,7 +101,7 @@ def align(
         steps=steps,
         batch_size=batch_size,
         micro_batch=micro_batch,
-        learning_rate=learning_rate if learning_rate is not None else (5e-4 if lora else 1e-5),
+        learning_rate=learning_rate,
         warmup=warmup,
         save_steps=save_steps,
         log_steps=log_steps,
@@ -109,6 +109,7 @@ def align(
         seed=seed,
     )
     run = Run(out, "align", config)
+    print(f"run: {run.folder}", flush=True)
     skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
     pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)
     if test is None:
@@ -129,7 +130,7 @@ def summary(metrics: dict[str, Any]) -> str:
     overall, codes, cost = metrics["accuracy"]["overall"], metrics.get("codes"), metrics["cost"]
     figures = {"policy": overall, **metrics["baselines"]}
     if codes:
-        figures["policy, posterior"] = codes["accuracy_posterior"]
+        figures["policy, its posterior told the label"] = codes["accuracy_posterior"]
     width = max(map(len, figures))
     lines = [f"implicit reward right on {overall['n']:,} held-out pairs (95% interval over prompts)"]
     lines += [
@@ -138,7 +139,7 @@ def summary(metrics: dict[str, Any]) -> str:
     if codes:
         lines.append(
             f"codes: KL {codes['kl']:.3f} nats, {codes['perplexity']:.1f} of {len(codes['usage'])} in use,"
-            f" {codes['top_share']:.0%} of prompts on one"
+            f" {codes['top_share']:.0%} of pairs on one"
         )
         lines += [f"warning: {sentence}" for sentence in codes["warnings"]]
     lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class CodedHead(Head, kind="coded"):
     l being the Bradley-Terry loss. The gate stays as it is, and a known code stands for pi. The variances `shared` and
     `own` come with the hidden gate; with sources they make the tastes independent. One code is a ridge head on f.
     Swapping chosen and rejected flips every taste's sign and leaves the gate as it is.
+
+    Where the codes are people and a prompt does not say who asks, `adapt` infers a person's code from a few pairs.
 
     Needs latents with one view "LAYER:prompt" or more, beside views of the response.
 
@@ -146,6 +149,22 @@ class CodedHead(Head, kind="coded"):
         latents = check_latents(latents, len(self.gate_))
         prior: Array = softmax(latents @ self.gate_ + self.gate_bias_, axis=1)
         return prior
+
+    def adapt(self, pairs: LatentPairs) -> Self:
+        """A copy for the person who judged these n pairs: the codes that explain them, whatever is asked.
+
+        p(k | pairs) is proportional to mean_i pi_k(x_i) times prod_i s(e_k . (f(chosen_i) - f(rejected_i))), s the
+        logistic function: a posterior that has seen the pairs takes the prior's place. Judge it on other pairs.
+        Raises InputError for no pairs, NaN or inf, RecipeMismatch for latents of another width.
+        """
+        self._check_fitted()
+        if not len(pairs):
+            raise InputError("there are no pairs to adapt to; give one or more")
+        prior = np.log((self.prior(pairs.chosen) + self.prior(pairs.rejected)).mean(axis=0) / 2)
+        margins = (self._features(pairs.chosen) - self._features(pairs.rejected)) @ self.codebook_.T
+        head = copy.copy(self)
+        head.gate_, head.gate_bias_ = np.zeros_like(self.gate_), prior - np.logaddexp(0, -margins).sum(axis=0)
+        return head
 
     @property
     def parameters(self) -> int:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 
 from penchant.backbone import DEFAULT, load_whole
-from penchant.pairs import describe
+from penchant.errors import InputError
+from penchant.pairs import describe, to_text
 from penchant.policy.batches import TokenPair, token_pairs
 from penchant.policy.build import make_policy, make_trunk
+from penchant.policy.checkpoints import STATE, identity, last_checkpoint
 from penchant.policy.generate import generate
 from penchant.policy.held_out import EXAMPLE_TOKENS, evaluate_policy, examples
 from penchant.policy.losses import Loss, PairLogProbs
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings, check_installed
-from penchant.policy.trainer import AlignTrainer
+from penchant.policy.trainer import AlignTrainer, history
 
 LOG_ROWS = 40
 """Rows of metrics.jsonl that a run aims at,"""
@@ -51,37 +55,48 @@ def align_run(
     `folder` gets checkpoints/, from which a run that was killed goes on bit for bit, metrics.jsonl and policy/.
     """
     check_installed(settings)
+    check_alone()
+    if not settings.lora:
+        if dtype == "bfloat16":
+            raise InputError("all weights are trained in float32, as bf16 swallows small steps; leave out --dtype.")
+        dtype = "float32"
     llm, backbone = load_whole(model, dtype, revision, max_length)
     pairs, held_out = token_pairs(backbone, train), token_pairs(backbone, test)
     label = "reference" if show_progress else None
     trunk = make_trunk(backbone, settings, [*pairs, *held_out], cache)
     policy = Policy(llm, backbone, trunk=trunk)
-    reference, seconds = reference_log_probs(policy, [*pairs, *held_out], cache, label=label)
-    of_pairs, of_held_out = (
-        PairLogProbs(*(part[rows] for part in reference)) for rows in (slice(len(pairs)), slice(len(pairs), None))
-    )
     loss = settings.make_loss()
-    prompts = test["prompt"][:][:EXAMPLES]
-    before = generate(policy, prompts, max_new_tokens=EXAMPLE_TOKENS)
+    of_pairs = of_held_out = None
+    seconds = 0.0
+    if loss.needs_reference:
+        reference, seconds = reference_log_probs(policy, [*pairs, *held_out], cache, label=label)
+        of_pairs = PairLogProbs(*(part[: len(pairs)] for part in reference))
+        of_held_out = PairLogProbs(*(part[len(pairs) :] for part in reference))
+    prompts = [prompt for prompt in test["prompt"][: 4 * EXAMPLES] if to_text(prompt).strip()][:EXAMPLES]
+    room = min(EXAMPLE_TOKENS, max_length // 2)
+    before = generate(policy, prompts, max_new_tokens=room)
     policy = make_policy(llm, backbone, settings, trunk, asked=(model, revision))
     start = time.perf_counter()
     trainer = train_policy(policy, loss, pairs, of_pairs, settings, Path(folder), show_progress=show_progress)
     spent = time.perf_counter() - start
     policy.eval()
+    if not all(bool(torch.isfinite(p).all()) for p in policy.parameters() if p.requires_grad):
+        raise InputError(
+            "training diverged: weights are no longer finite; give a lower --learning_rate, and a new --out."
+        )
     policy.save_pretrained(Path(folder) / "policy")
     metrics = evaluate_policy(policy, loss, test, held_out, of_held_out, train=train, seed=settings.seed)
-    metrics["examples"] = examples(policy, prompts, before, metrics)
-    steps = max(1, trainer.state.global_step)
+    metrics["examples"] = examples(policy, prompts, before, metrics, room)
     metrics |= {
         "data": {"train": {"name": names[0], **describe(train)}, "test": {"name": names[1], **describe(test)}},
         "policy": {**policy.facts, "dtype_reason": backbone.dtype_reason, **_sizes(policy)},
-        "history": [row for row in trainer.state.log_history if "loss" in row],
+        "history": history(trainer.state.log_history),
         "seed": settings.seed,
         "cost": {
             "reference_seconds": seconds,
             "train_seconds": spent,
-            "step_seconds": spent / steps,
-            "steps": steps,
+            "step_seconds": spent / max(1, trainer.stepped),
+            "steps": trainer.state.global_step,
             "tokens": sum(len(c) + len(r.response) for c, r in pairs),
             "truncated": sum(item.cut > 0 for pair in pairs for item in pair),
         },
@@ -102,9 +117,18 @@ def train_policy(
 ) -> AlignTrainer:
     """Train; goes on from the last checkpoint in `folder`, if there is one."""
     trainer = make_trainer(policy, loss, pairs, reference, settings, folder, person=person, show_progress=show_progress)
-    checkpoints = folder / "checkpoints"
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    last = last_checkpoint(folder / "checkpoints", identity(policy, settings, pairs))
+    if last is not None and json.loads((last / STATE).read_text(encoding="utf-8"))["global_step"] >= trainer.last_step:
+        trainer.take_over(last)  # it was finished
+    else:
+        trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     return trainer
+
+
+def check_alone() -> None:
+    """One process on one device: the packed run of the LLM is not spread over several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("penchant align trains on one device; start it without torchrun or accelerate launch.")
 
 
 def make_trainer(
@@ -124,14 +148,13 @@ def make_trainer(
     every = settings.log_steps or max(1, min(LOG_STEPS, int(steps)), int(steps) // LOG_ROWS)
     every = min(every, settings.save_steps or every)
     device = policy.backbone.device
-    full = settings.lora == 0 and settings.top_layers is None
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // micro,
         num_train_epochs=settings.epochs,
         max_steps=settings.steps,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.rate,
         lr_scheduler_type="linear",
         warmup_steps=int(settings.warmup * steps),
         logging_steps=every,
@@ -141,7 +164,6 @@ def make_trainer(
         save_total_limit=2,
         seed=settings.seed,
         use_cpu=device.type == "cpu",
-        bf16=full and policy.facts["dtype"] == "bfloat16",
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
@@ -149,6 +171,7 @@ def make_trainer(
         log_level="error",
     )
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel: it would give every replica every pair
     policy.train()
     return AlignTrainer(policy, loss, pairs, reference, arguments, settings.kl_weight, settings.code_rate, person)
 

@@ -86,13 +86,13 @@ def lay_out(pairs: Sequence[TokenPair], *, packed: bool) -> Layout:
 
 
 def batches_of(pairs: Sequence[TokenPair], budget: int) -> Iterator[list[int]]:
-    """Pair numbers in batches of at most `budget` tokens, pairs with one prompt side by side, short ones first."""
+    """Pair numbers in batches of at most `budget` tokens; pairs with one prompt side by side, short prompts first."""
 
     def size(number: int) -> int:
         chosen, rejected = pairs[number]
         return len(chosen) + len(rejected.response)
 
-    order = sorted(range(len(pairs)), key=lambda i: (size(i), pairs[i][0].prompt_key, i))
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0].prompt), pairs[i][0].prompt_key, size(i), i))
     batch: list[int] = []
     spent = 0
     for number in order:

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -52,17 +53,22 @@ def make_policy(
     model.requires_grad_(False)
     first = trunk.first if trunk is not None else 0
     lora = None
+    if not settings.lora and backbone.dtype != torch.float32:
+        raise InputError(f"all weights are trained in float32, this LLM was loaded in {backbone.dtype}; load it so.")
+    for module in model.modules():  # noise that the reference has not; TRL leaves it out as well
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     if settings.lora:
         lora = {"rank": settings.lora, "alpha": 2 * settings.lora, "layers": list(range(first, backbone.depth))}
         model = add_lora(model, backbone, lora)
     elif first:
         backbone.layers[first:].requires_grad_(True)
     else:
-        model.float().requires_grad_(True)
+        model.requires_grad_(True)
     codes = latent if latent is not None else settings.make_codes(backbone.width)
     config = {
         "penchant": _version(),
-        "base": asked[0],
+        "base": str(Path(asked[0]).resolve()) if Path(asked[0]).exists() else asked[0],
         "asked_revision": asked[1],
         "revision": backbone.revision,
         "dtype": str(backbone.dtype).removeprefix("torch."),

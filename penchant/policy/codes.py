@@ -72,7 +72,7 @@ class LatentCodes(nn.Module):
     """
 
     def __init__(
-        self, width: int, codes: int = 64, posterior: str = "concat", temperature: float = 1.0, scale: float = 0.02
+        self, width: int, codes: int = 64, posterior: str = "concat", temperature: float = 1.0, scale: float = 0.1
     ) -> None:
         super().__init__()
         if codes < 1:

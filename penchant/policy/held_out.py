@@ -70,13 +70,13 @@ def evaluate_policy(
 
 
 def examples(
-    policy: Policy, prompts: list[Text], before: list[list[str]], metrics: dict[str, Any]
+    policy: Policy, prompts: list[Text], before: list[list[str]], metrics: dict[str, Any], tokens: int
 ) -> list[dict[str, Any]]:
     """Greedy answers of the LLM as it was, of the policy, and of its most used codes, side by side."""
     usage = metrics["codes"]["usage"] if isinstance(policy.codes, LatentCodes) else []
     used = [int(k) for k in np.argsort(usage)[::-1][:2] if len(usage) > 1]
     ways: dict[str, Any] = {"policy": "expectation"} | {str(k): k for k in used}
-    made = {name: generate(policy, prompts, code=code, max_new_tokens=EXAMPLE_TOKENS) for name, code in ways.items()}
+    made = {name: generate(policy, prompts, code=code, max_new_tokens=tokens) for name, code in ways.items()}
     return [
         {
             "prompt": to_text(prompt),

@@ -95,6 +95,8 @@ def merge(
     written.generation_config.eos_token_id = ends
     written.generation_config.pad_token_id = ends[0] if (pad := chat.tokenizer.pad_token_id) is None else pad
     target = Path(folder)
+    if (target / "adapter").exists() or (target / "codes.safetensors").exists():
+        raise InputError(f"{target} holds a policy, whose config.json would be overwritten; give another folder.")
     try:
         target.mkdir(parents=True, exist_ok=True)
         written.save_pretrained(target)

@@ -84,7 +84,7 @@ class Policy(nn.Module):
         last = states[layout.last.to(device)]
         owner = layout.owner.to(device)
         read, targets = states[layout.before.to(device)], layout.targets.to(device)
-        counts = torch.bincount(owner, minlength=2 * b)
+        counts = torch.bincount(owner, minlength=2 * b).clamp(min=1)  # none where nothing predicts the only token
 
         def under(z: Tensor | None) -> PairLogProbs:
             shift = z.expand(b, -1) if z is not None else None
@@ -257,7 +257,11 @@ class Policy(nn.Module):
             set_peft_model_state_dict(self.model, load_file(folder / "adapter" / "adapter_model.safetensors"))
             return
         files = sorted((folder / "model").glob("*.safetensors"))
-        self.model.load_state_dict({k: v for file in files for k, v in load_file(file).items()}, strict=False)
+        found = {k: v for file in files for k, v in load_file(file).items()}
+        left = self.model.load_state_dict(found, strict=False)
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        if left.unexpected_keys or set(left.missing_keys) - tied:
+            raise InputError(f"{folder} was saved under other names of weights than this model has; start a new --out.")
 
 
 def _columns(rows: list[list[Tensor]]) -> list[Tensor]:
@@ -271,7 +275,10 @@ def _constant(z: Tensor) -> Shift:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a saved policy; InputError where there is none."""
     path = Path(folder, "config.json")
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
     if "loss" not in config or "base" not in config:
         raise InputError(f"{folder} holds no policy; give the folder `policy` that penchant align wrote.")
     return dict(config)

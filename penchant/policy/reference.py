@@ -23,7 +23,7 @@ from penchant.policy.policy import Policy
 from penchant.store import Store, default_root
 
 CHUNK = 256
-"""Pairs after which what was computed is written: at most this much is lost to an interruption."""
+"""Couples of sequences after which what was computed is written: at most this much is lost to an interruption."""
 
 
 def reference_recipe(backbone: Backbone) -> Recipe:
@@ -41,17 +41,23 @@ def reference_log_probs(
     start = time.perf_counter()
     store = Store(cache or default_root(), reference_recipe(policy.backbone))
     keys = [stack_keys(pair[side].key for pair in pairs) for side in (0, 1)]
-    missing = np.flatnonzero(~(store.has(keys[0]) & store.has(keys[1])))
-    for first in range(0, len(missing), CHUNK):
-        rows = missing[first : first + CHUNK]
-        part = f"{label} {first + len(rows):,}/{len(missing):,}" if label else None
-        _, found = policy.score([pairs[i] for i in rows], {"": lambda _: None}, label=part)
-        named = dict(zip(map(bytes, np.concatenate([k[rows] for k in keys])), torch.cat(found[""][:2]), strict=True))
-        values = np.array([[float(value)] for value in named.values()], np.float32)
-        store.write(stack_keys(named), values)
+    items = {item.key: item for pair in pairs for item in pair}
+    known = store.has(stack_keys(items))
+    missing = [item for item, there in zip(items.values(), known, strict=True) if not there]
+    for first in range(0, len(missing), 2 * CHUNK):
+        part = missing[first : first + 2 * CHUNK]
+        couples = list(zip(part[::2], [*part[1::2], *part[-1:]], strict=False))  # two at a time, as pairs are run
+        said = f"{label} {first + len(part):,}/{len(missing):,}" if label else None
+        _, found = policy.score(couples, {"": lambda _: None}, label=said)
+        values = dict(zip((item.key for couple in couples for item in couple), _flat(found[""]), strict=True))
+        store.write(stack_keys(values), np.array([[value] for value in values.values()], np.float32))
     if len(missing):
         store.refresh()
         store.compact()
     chosen, rejected = (torch.from_numpy(store.read(each)[:, 0]) for each in keys)
     lengths = (torch.tensor([len(pair[side].response) for pair in pairs]) for side in (0, 1))
     return PairLogProbs(chosen, rejected, *lengths), time.perf_counter() - start
+
+
+def _flat(found: PairLogProbs) -> list[float]:
+    return [float(value) for couple in zip(found.chosen, found.rejected, strict=True) for value in couple]

@@ -22,7 +22,7 @@ class Settings:
     codes: int = 64
     posterior: Literal["concat", "difference", "both"] = "concat"
     temperature: float = 1.0
-    code_scale: float = 0.02
+    code_scale: float = 0.1
     code_rate: float = 1.0
     kl_weight: float = 0.05
     lora: int = 16
@@ -31,7 +31,7 @@ class Settings:
     steps: int = -1
     batch_size: int = 8
     micro_batch: int | None = None
-    learning_rate: float = 2e-4
+    learning_rate: float | None = None
     warmup: float = 0.1
     save_steps: int = 0
     log_steps: int | None = None
@@ -49,13 +49,21 @@ class Settings:
             raise InputError(f"log_steps is {self.log_steps}; give at least 1.")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
             raise InputError(f"micro_batch is {self.micro_batch}; give a divisor of batch_size, {self.batch_size}.")
-        for name in ("epochs", "learning_rate", "code_rate"):
+        if self.steps < 1 and self.steps != -1:
+            raise InputError(f"steps is {self.steps}; give at least 1, or -1 to leave it to the epochs.")
+        for name in ("epochs", "rate", "code_rate"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; give a finite number above 0.")
+                told = "learning_rate" if name == "rate" else name
+                raise InputError(f"{told} is {getattr(self, name)}; give a finite number above 0.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a share from 0 to below 1.")
         if not 0 <= self.kl_weight < float("inf"):
             raise InputError(f"kl_weight is {self.kl_weight}; give a finite number of 0 or more.")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: as given, or what suits adapters or all weights."""
+        return self.learning_rate if self.learning_rate is not None else (1e-3 if self.lora else 1e-5)
 
     def make_loss(self) -> Loss:
         return make_loss(self.loss, self.beta, self.label_smoothing, self.gamma)

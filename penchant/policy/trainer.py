@@ -60,6 +60,8 @@ class AlignTrainer(transformers.Trainer):
         items: list[Item] = list(zip(pairs, known[0].tolist(), known[1].tolist(), judged, strict=True))
         self.window: dict[str, list[Any]] = defaultdict(list)
         self.last_log = time.perf_counter()
+        self.first_step = self.stepped = 0
+        """Where this session began, and how many steps it has made."""
         super().__init__(policy, arguments, train_dataset=items, data_collator=_collate)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs
         self.remove_callback(transformers.PrinterCallback)  # metrics.jsonl has the rows
@@ -67,6 +69,20 @@ class AlignTrainer(transformers.Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         transformers.set_seed(self.args.seed)  # the draws must not depend on what ran before
         return super().train(*args, **kwargs)
+
+    @property
+    def last_step(self) -> int:
+        """The step after which training is done."""
+        if self.args.max_steps > 0:
+            return int(self.args.max_steps)
+        per_epoch = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
+        return math.ceil(self.args.num_train_epochs * per_epoch)
+
+    def take_over(self, checkpoint: Path) -> None:
+        """The end of a run that was finished: its weights and its log."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        write_history(self.state.log_history, checkpoint.parent.parent / "metrics.jsonl")
 
     @property
     def policy(self) -> Policy:
@@ -78,7 +94,7 @@ class AlignTrainer(transformers.Trainer):
     ) -> Any:
         """The loss of one batch: a mean over its pairs."""
         step = self.state.global_step
-        g = step / max(1, self.state.max_steps - 1)
+        g = min(1.0, step / max(1, self.state.max_steps - 1))
         watch = (step + 1) % max(1, int(self.args.logging_steps)) == 0
         output: PolicyOutput = model(inputs["pairs"], g=g, watch=watch, person=inputs["person"])
         chosen, rejected = inputs["reference"].to(output.kl.device).T
@@ -86,6 +102,7 @@ class AlignTrainer(transformers.Trainer):
         margins = self.loss.margins(output.log_probs, reference)
         total = self.loss(margins).mean() + self.kl_weight * output.kl.mean()
         self._note(output, reference, margins, g)
+        self.stepped = step + 1 - self.first_step
         return (total, {"margins": margins}) if return_outputs else total
 
     @torch.no_grad()
@@ -152,6 +169,7 @@ class AlignTrainer(transformers.Trainer):
         self.policy.save_pretrained(str(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.first_step = int(Path(resume_from_checkpoint).name.split("-")[1])
         self.policy.load_state(resume_from_checkpoint)
 
 
@@ -167,9 +185,13 @@ def checkpointing() -> dict[str, Any]:
 
 def write_history(rows: list[dict[str, Any]], path: Path) -> None:
     """The log's rows so far, a JSON line each; a run that went on has those of before, and no others."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in history(rows)), encoding="utf-8")
+
+
+def history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of training, without figures that are not finite."""
     finite = [{k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)} for row in rows]
-    kept = [row for row in finite if "learning_rate" in row]
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    return [row for row in finite if "learning_rate" in row]
 
 
 def _share_above(margins: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from penchant.backbone import PROBE_TOLERANCE, Backbone
+from penchant.backbone import Backbone
 from penchant.chat import Tokens, content_key
 from penchant.errors import InputError
 from penchant.packing import Batch, Tree, pack, packed_spans
@@ -22,6 +23,9 @@ from penchant.workers import run_batches
 
 BUDGET = 1024
 """Tokens run at once."""
+TOLERANCE = 1e-3
+"""In every number type: the very same operations are run. Some models choose rotations by a layer's place in the list,
+and would be off by a hundredth."""
 
 
 class Trunk:
@@ -38,9 +42,9 @@ class Trunk:
         self.upper = upper_part(backbone, first)
         if not backbone.packed or not self._is_exact():
             raise InputError(
-                f"{backbone.name!r} cannot start from the states of a layer; train all layers (leave out --top-layers)."
+                f"{backbone.name!r} cannot start from the states of a layer; leave out --top_layers to train all."
             )
-        items = {item.key: item for pair in pairs for item in pair}
+        items = {item.key: item for item in sorted((i for p in pairs for i in p), key=lambda i: (i.prompt_key, i.key))}
         lengths: dict[bytes, int] = {}
         for item in items.values():
             lengths.setdefault(_prompt(item), len(item.prompt))
@@ -73,6 +77,12 @@ class Trunk:
         size = (self.tokens, backbone.width)
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
+            needed, free = self.tokens * backbone.width * backbone.dtype.itemsize, shutil.disk_usage(folder).free
+            if needed > free:
+                raise InputError(
+                    f"the states of {self.tokens:,} tokens take {needed / 2**30:.1f} GiB, {folder} has"
+                    f" {free / 2**30:.1f} free; choose another --cache, fewer pairs, or leave out --top_layers."
+                )
             unfinished = path.with_suffix(f".{os.getpid()}")
             states = torch.from_file(str(unfinished), True, self.tokens * backbone.width, dtype=backbone.dtype).view(
                 size
@@ -97,8 +107,7 @@ class Trunk:
         trees = [(prompt, responses)]
         whole = self.backbone.final_states(trees)
         parts = self.upper.final_states(trees, self.backbone.run_trees(trees, (self.first,))[0])
-        tolerance = PROBE_TOLERANCE.get(self.backbone.dtype, 0.1)
-        return bool((whole - parts).norm() <= tolerance * whole.norm())
+        return bool((whole - parts).norm() <= TOLERANCE * whole.norm())
 
 
 def upper_part(backbone: Backbone, first: int) -> Backbone:

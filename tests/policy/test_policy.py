@@ -19,6 +19,7 @@ from penchant.errors import InputError, RecipeMismatch
 from penchant.policy.batches import TokenPair, batches_of, lay_out, token_pairs
 from penchant.policy.codes import PairStates
 from penchant.policy.policy import Policy
+from penchant.policy.trunk import Trunk
 from tests.policy.conftest import Maker
 from tests.tiny_llm import save_tiny_llm, tiny_tokenizer
 
@@ -297,3 +298,18 @@ def test_scoring_leaves_the_mode_as_it_was(make: Maker) -> None:
         policy.train(mode)
         policy.score(tokens[:2], {"": policy.expected})
         assert policy.training == policy.model.training == mode
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_whose_rotation_goes_by_their_place_cannot_start_from_states(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Gemma 3 turns each layer by its place in the list: its upper half alone would be off by a hundredth."""
+    tokenizer = tiny_tokenizer()
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4, "head_dim": 8}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": 8, "max_position_embeddings": 256}
+    config = AutoConfig.for_model("gemma3_text", vocab_size=len(tokenizer), initializer_range=0.3, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    backbone = Backbone(model, tokenizer, "gemma3", "1", max_length=128)
+    pair = tuple(backbone.chat.encode(["Name a river."] * 2, ["The long one.", "No."]))
+    with pytest.raises(InputError, match="cannot start from the states of a layer"):
+        Trunk(backbone, 4, [pair], tmp_path)  # type: ignore[list-item]

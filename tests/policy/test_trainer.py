@@ -9,17 +9,22 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from penchant.backbone import load_whole
-from penchant.policy.align import make_trainer
-from penchant.policy.batches import TokenPair
+from penchant.backbone import Backbone, load_whole
+from penchant.errors import InputError
+from penchant.policy.align import make_trainer, train_policy
+from penchant.policy.batches import TokenPair, token_pairs
+from penchant.policy.build import make_policy
+from penchant.policy.checkpoints import identity, last_checkpoint
 from penchant.policy.losses import PairLogProbs
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
 from penchant.policy.trainer import AlignTrainer
 from tests.policy.conftest import Maker
+from tests.tiny_llm import tiny_tokenizer
 
 STEPS = 6
 
@@ -198,11 +203,88 @@ def test_who_judged_a_pair_reaches_the_posterior(make: Maker, tmp_path: Path, mo
     assert n > 8
 
 
-def test_the_full_run_in_mixed_precision_keeps_float32_weights(make: Maker, tmp_path: Path) -> None:
+def test_all_weights_are_trained_in_float32_or_not_at_all(tiny_llm: Path) -> None:
     """bf16 weights would swallow AdamW's small steps."""
-    trainer = trainer_of(make, tmp_path, lora=0, steps=2, learning_rate=1e-6)
-    trainer.policy.facts["dtype"] = "bfloat16"
-    before = trained(trainer)
-    assert {p.dtype for p in before.values()} == {torch.float32}
-    trainer.train()
-    assert any(not torch.equal(before[name], p) for name, p in trained(trainer).items())
+    for settings in (Settings(lora=0), Settings(lora=0, top_layers=1)):
+        llm, backbone = load_whole(str(tiny_llm), "bfloat16")
+        with pytest.raises(InputError, match="trained in float32"):
+            make_policy(llm, backbone, settings)
+
+
+def test_adapters_are_float32_on_a_bf16_llm_and_start_as_the_reference(
+    tiny_llm: Path, pairs: Dataset, tmp_path: Path
+) -> None:
+    llm, backbone = load_whole(str(tiny_llm), "bfloat16")
+    tokens = token_pairs(backbone, pairs)
+    reference, _ = reference_log_probs(Policy(llm, backbone), tokens, tmp_path)
+    policy = make_policy(llm, backbone, Settings(codes=0, lora=4), asked=(str(tiny_llm), None))
+    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
+    found = policy.score(tokens, {"": policy.expected})[1][""]
+    margins = Settings().make_loss().margins(found, reference)
+    assert margins.abs().max() < 0.02  # beta times the rounding of other batches
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = Policy.from_pretrained(tmp_path / "policy")
+    assert torch.equal(loaded.score(tokens, {"": loaded.expected})[1][""].chosen, found.chosen)
+
+
+def test_dropout_is_off_as_in_trl() -> None:
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=len(tiny_tokenizer()), n_embd=32, n_layer=2, n_head=4, n_positions=256
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    backbone = Backbone(model, tiny_tokenizer(), "gpt2", "1", max_length=128)
+    policy = make_policy(model, backbone, Settings(lora=0, codes=0)).train()
+    item = tuple(backbone.chat.encode(["Name a river."] * 2, ["The long one.", "No."]))
+    first, second = (policy([item]).log_probs.chosen for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_only_sides_that_are_missing_are_run_for_the_reference(make: Maker, tmp_path: Path) -> None:
+    policy, tokens = make()
+    first, _ = reference_log_probs(policy, tokens[:6], tmp_path)
+    ran: list[int] = []
+    run = policy.run
+    policy.run = lambda layout: ran.append(len(layout.targets)) or run(layout)  # type: ignore[method-assign]
+    mixed = [(tokens[i][0], tokens[i + 6][1]) for i in range(6)]  # one side known
+    found, _ = reference_log_probs(policy, mixed, tmp_path)
+    assert torch.equal(found.chosen, first.chosen)
+    assert sum(ran) == sum(len(r.response) for _, r in tokens[6:12])
+
+
+def test_a_finished_run_is_taken_over_and_not_trained_further(make: Maker, tmp_path: Path) -> None:
+    settings = Settings(codes=4, lora=4, steps=4, batch_size=4, save_steps=2, learning_rate=5e-3)
+    weights, steps = [], []
+    for _ in range(2):
+        policy, tokens = make(steps=4, batch_size=4, save_steps=2, learning_rate=5e-3)
+        reference = reference_of(policy, tokens, tmp_path)
+        trainer = train_policy(
+            policy, settings.make_loss(), tokens, reference, settings, tmp_path / "run", show_progress=False
+        )
+        weights.append(trained(trainer))
+        steps.append(trainer.stepped)
+        assert trainer.state.global_step == 4
+    assert steps == [4, 0]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert rows[-1]["step"] == 4
+
+
+def test_another_runs_checkpoints_and_half_written_ones_are_not_used(make: Maker, tmp_path: Path) -> None:
+    policy, tokens = make()
+    settings = Settings(codes=4, lora=4)
+    mine = identity(policy, settings, tokens)
+    assert last_checkpoint(tmp_path, mine) is None
+    for step, whole in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    found = last_checkpoint(tmp_path, mine)
+    assert found is not None
+    assert found.name == "checkpoint-10"
+    for other in (
+        identity(policy, Settings(codes=4, lora=4, loss="ipo"), tokens),
+        identity(policy, settings, tokens[1:]),
+    ):
+        with pytest.raises(InputError, match=r"belongs to a run with other (loss|pairs)"):
+            last_checkpoint(tmp_path, other)
