@@ -85,7 +85,7 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
 
 
 def key(job: Job) -> str:
-    """Names a run's file; a run is done anew when the code it stands on has changed."""
+    """Names a run's file. It changes with these scripts; empty --work after a change of how penchant trains."""
     code = b"".join(
         (Path(__file__).parent / f"lpc_{part}.py").read_bytes() for part in ("job", "data", "people", "controls")
     )

@@ -39,7 +39,13 @@ def _losses(name: str, pairs: Any, work: Path) -> list[float]:
     llm, backbone = load_whole(DEFAULT, "float32", None, 1024)
     tokens = token_pairs(backbone, pairs)
     settings = Settings(
-        codes=1 if name == "zero" else 0, lora=0, steps=STEPS, batch_size=PAIRS, learning_rate=1e-5, warmup=0.0
+        codes=1 if name == "zero" else 0,
+        lora=0,
+        steps=STEPS,
+        batch_size=PAIRS,
+        log_steps=1,
+        learning_rate=1e-5,
+        warmup=0.0,
     )
     with tempfile.TemporaryDirectory() as folder:
         if name == "trl":

@@ -238,11 +238,16 @@ def coded(record: dict[str, Any]) -> str:
 
 def coded_people(record: dict[str, Any]) -> str:
     rows = [["demo data, mean over annotators' test pairs", "accuracy, %", "minus one taste for all"]]
+    told = {
+        "pooled": "one taste for all",
+        "prior": "a taste an annotator, nothing known of who judges",
+        "own_head_8": "a head fitted on the 8 pairs alone",
+        "true_annotator": "the annotator known",
+    }
     for name, figure in record["figures"].items():
-        told = name.replace("_", " ")
-        if name.startswith("posterior"):
-            told = f"code inferred from {told.split()[1]} pairs"
-        rows.append([told, percent(figure), points(figure["minus_pooled"])])
+        n = name.removeprefix("posterior_")
+        known = f"the code inferred from {n} pair{'s' if n != '1' else ''}"
+        rows.append([told.get(name, known), percent(figure), points(figure["minus_pooled"])])
     return f"{markdown(rows)}\n\n{len(record['seeds'])} seeds. {made(record)}"
 
 

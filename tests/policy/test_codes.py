@@ -85,7 +85,7 @@ def test_draws_follow_the_random_state_and_their_mean_the_weights() -> None:
     torch.manual_seed(0)
     assert torch.equal(first, codes.draw(s, 1.0).z)
     many = PairStates(*(part.expand(4000, -1) for part in s))
-    assert torch.allclose(codes.draw(many, 1.0).z.mean(0), codes.expected(s.prompt)[0], atol=0.003)
+    assert torch.allclose(codes.draw(many, 1.0).z.mean(0), codes.expected(s.prompt)[0], atol=0.015)
 
 
 @pytest.mark.parametrize(("posterior", "wide"), [("concat", 2), ("difference", 1), ("both", 3)])
