@@ -144,7 +144,7 @@ def main() -> None:
         "exact": kept(args.work / f"exact{args.quick}.json", lambda: lpc_exact.exact(cache)),
         "cost": kept(
             args.work / f"cost{args.quick}.json",
-            lambda: lpc_cost.cost(1 if args.quick else 2, 3 if args.quick else 5, cache),
+            lambda: lpc_cost.cost(1 if args.quick else 2, 4, cache),
         ),
         "quality": lpc_figures.quality(results, cache, args.work),
     }

@@ -417,7 +417,7 @@ def test_loading_names_what_is_wrong(tmp_path: Path) -> None:
         MLPHead.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "head": "oracle"}))
-    with pytest.raises(InputError, match="names the head 'oracle', known are auto, committee, context, linear"):
+    with pytest.raises(InputError, match="names the head 'oracle', known are auto, coded, committee, context, linear"):
         load_head(tmp_path)
 
 

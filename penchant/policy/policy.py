@@ -218,7 +218,7 @@ class Policy(nn.Module):
             save_file(tensors, folder / "codes.safetensors")
         model: Any = self.model
         if self.facts["lora"] is not None:
-            model.save_pretrained(folder / "adapter")
+            model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # no adapter is on them
         else:
             model.save_pretrained(folder / "model")
             self.backbone.chat.tokenizer.save_pretrained(folder / "model")
