@@ -129,6 +129,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "lpc", help="where finished runs are kept")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no run after this many minutes")
+    parser.add_argument(
+        "--no-judge", action="store_true", help="leave out the win rate on hh, whose judge takes minutes"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     seeds = args.seeds[:1] if args.quick else args.seeds
@@ -138,6 +141,7 @@ def main() -> None:
     cache = args.work / "cache"
     done = run_all(todo, args.work, cache, args.workers, args.minutes)
     results = [done[key(job)] for job in todo if key(job) in done]
+    judged = [run for run in results if not args.no_judge or run["job"]["set"] == "demo"]
     import lpc_exact
 
     extra = {
@@ -146,7 +150,7 @@ def main() -> None:
             args.work / f"cost{args.quick}.json",
             lambda: lpc_cost.cost(1 if args.quick else 2, 4, cache),
         ),
-        "quality": lpc_figures.quality(results, cache, args.work),
+        "quality": lpc_figures.quality(judged, cache, args.work),
     }
     details = lpc_figures.details(results, len(seeds))
     for title, rows in lpc_figures.tables(details, extra):
