@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from penchant.attention import attending, current_pack
+from penchant.heads.base import pair_accuracy
 from penchant.policy.batches import TokenPair
 from penchant.policy.losses import Loss, PairLogProbs
 from penchant.policy.policy import Policy, PolicyOutput
@@ -111,7 +112,6 @@ class AlignTrainer(transformers.Trainer):
         window = self.window
         window["margins"].append(margins.detach().float().cpu())
         window["g"].append(g)
-        window["tokens"].append(int(output.log_probs.chosen_tokens.sum() + output.log_probs.rejected_tokens.sum()))
         if output.prior is not None and output.posterior is not None:
             window["prior"].append(output.prior.float().cpu())
             window["posterior"].append(output.posterior.float().cpu())
@@ -125,7 +125,7 @@ class AlignTrainer(transformers.Trainer):
         }
         self.window.clear()
         if "margins" in window:
-            logs |= {"margin": float(window["margins"].mean()), "accuracy": _share_above(window["margins"])}
+            logs |= {"margin": float(window["margins"].mean()), "accuracy": pair_accuracy(window["margins"].numpy())}
         if "prior" in window:
             figures = code_figures(window["prior"].numpy(), window["posterior"].numpy())
             logs |= {
@@ -133,7 +133,9 @@ class AlignTrainer(transformers.Trainer):
                 **{name: figures[name] for name in ("kl", "perplexity", "top_share")},
             }
         if "watched_prior" in window:
-            by_prior, by_posterior = (_share_above(window[f"watched_{name}"]) for name in ("prior", "posterior"))
+            by_prior, by_posterior = (
+                pair_accuracy(window[f"watched_{name}"].numpy()) for name in ("prior", "posterior")
+            )
             logs |= {"accuracy_prior": by_prior, "accuracy_posterior": by_posterior, "gap": by_posterior - by_prior}
         now = time.perf_counter()
         if "loss" in logs:
@@ -192,10 +194,6 @@ def history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of training, without figures that are not finite."""
     finite = [{k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)} for row in rows]
     return [row for row in finite if "learning_rate" in row]
-
-
-def _share_above(margins: Tensor) -> float:
-    return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
 
 
 def _collate(items: list[Item]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Trunk:
         items = {item.key: item for item in sorted((i for p in pairs for i in p), key=lambda i: (i.prompt_key, i.key))}
         lengths: dict[bytes, int] = {}
         for item in items.values():
-            lengths.setdefault(_prompt(item), len(item.prompt))
+            lengths.setdefault(item.prompt_key, len(item.prompt))
             lengths[item.key] = len(item.response)
         ends = np.cumsum(list(lengths.values()))
         self._span = {key: (int(end) - n, int(end)) for (key, n), end in zip(lengths.items(), ends, strict=True)}
@@ -60,7 +60,7 @@ class Trunk:
         for prompt, responses in trees:
             ids = prompt.numpy().astype(np.int32)
             keys = [
-                content_key(ids, ids[:0]) + b"p",
+                content_key(ids, ids[:0]),
                 *(content_key(ids, r.numpy().astype(np.int32)) for r in responses),
             ]
             if not all(key in self._span for key in keys):
@@ -90,8 +90,7 @@ class Trunk:
             with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc="frozen layers", leave=False) as bar:
                 batches = pack(items, BUDGET, packed=True)
                 for batch, found in run_batches(backbone, batches, self._lower):
-                    keys = [key for tree in _grouped(batch) for key in tree]
-                    for key, (start, end) in zip(keys, packed_spans(batch.trees), strict=True):
+                    for key, (start, end) in zip(map(bytes, batch.keys), packed_spans(batch.trees), strict=True):
                         states[slice(*self._span[key])] = found[start:end]
                     bar.update(batch.tokens)
             os.replace(unfinished, path)
@@ -119,17 +118,3 @@ def upper_part(backbone: Backbone, first: int) -> Backbone:
     part.layers = nn.ModuleList(list(backbone.layers)[first:])
     setattr(part.model, names[0], part.layers)
     return part
-
-
-def _prompt(item: Tokens) -> bytes:
-    return item.prompt_key + b"p"
-
-
-def _grouped(batch: Batch) -> list[list[bytes]]:
-    """Keys of the batch's trees, in the pack's order."""
-    items = iter(batch.items)
-    trees = []
-    for _, responses in batch.trees:
-        members = [next(items) for _ in responses]
-        trees.append([_prompt(members[0]), *(item.key for item in members)])
-    return trees
