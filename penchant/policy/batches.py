@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from penchant.backbone import Backbone
 from penchant.chat import Ids, Tokens
 from penchant.encode import CHUNK, tokenize_pairs
-from penchant.packing import Tree, packed_spans, padded_spans
+from penchant.packing import Tree, pack, packed_spans, padded_spans
 
 TokenPair = tuple[Tokens, Tokens]
 """A pair's chosen and rejected sequence."""
@@ -49,21 +50,12 @@ def token_pairs(backbone: Backbone, pairs: Dataset) -> list[TokenPair]:
 
 def lay_out(pairs: Sequence[TokenPair], *, packed: bool) -> Layout:
     """The layout of some pairs; equal prompts, and equal responses to one prompt, are run once."""
-    responses: dict[bytes, dict[bytes, Tokens]] = {}
-    for item in (side for pair in pairs for side in pair):
-        responses.setdefault(item.prompt_key, {}).setdefault(item.key, item)
-    trees: list[Tree] = []
-    names: list[bytes] = []  # of all parts, in the trees' order
-    for key, items in responses.items():
-        prompt, *answers = (
-            _ids(ids) for ids in (next(iter(items.values())).prompt, *(i.response for i in items.values()))
-        )
-        trees.append((prompt, answers))
-        names += [key, *items]
-    rows = [len(prompt) + len(answer) for prompt, answers in trees for answer in answers]
-    spans = packed_spans(trees) if packed else padded_spans(trees, max(rows))
+    unique = {item.key: item for pair in pairs for item in pair}
+    (batch,) = pack(unique.values(), sys.maxsize, packed=packed)
+    longest = max(map(len, unique.values()))
+    spans = packed_spans(batch.trees) if packed else padded_spans(batch.trees, longest)
     # A prompt's key is also the key of an empty response to it, but no response is empty.
-    place = dict(zip(names, spans, strict=True))
+    place = dict(zip(map(bytes, batch.keys), spans, strict=True))
     sides = [pair[side] for side in (0, 1) for pair in pairs]
     before, targets, owner = [], [], []
     for number, item in enumerate(sides):
@@ -75,13 +67,13 @@ def lay_out(pairs: Sequence[TokenPair], *, packed: bool) -> Layout:
     least_cut = [min(pair, key=lambda item: item.cut) for pair in pairs]
     prompts = [place[item.prompt_key][1] - 1 if len(item.prompt) else -1 for item in least_cut]
     return Layout(
-        trees,
+        batch.trees,
         torch.tensor(prompts),
         torch.tensor([place[item.key][1] - 1 for item in sides]),
         torch.tensor(before, dtype=torch.long),
         torch.cat(targets),
         torch.tensor(owner, dtype=torch.long),
-        sum(len(p) + sum(map(len, a)) for p, a in trees) if packed else len(rows) * max(rows),
+        batch.tokens,
     )
 
 
