@@ -50,8 +50,10 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
     sampled = {"sample": True}
     add("demo", **sampled)
     add("demo", latent="codes", **sampled, people=True)
-    add("demo", latent="codes", codes=8, person=True, people=True)
-    add("demo", latent="codes", codes=8, people=True)
+    add("demo", latent="codes", posterior="people", people=True)
+    add("demo", latent="codes", codes=8, posterior="people", people=True)
+    for name in ("hh", "science"):
+        add(name, latent="codes", codes=8, posterior="people")
     add("hh", **sampled)
     add("hh", latent="codes", **sampled, switch=True)
     for latent in ("bias", "mlp", "gaussian"):
@@ -73,8 +75,8 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
                 add("hh", latent=latent, flips=flips, tag=tag, **({"switch": True} if latent == "codes" else {}))
 
     def core(job: Job) -> bool:
-        usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and not job.keys() & {"flips", "posterior"}
-        return usual and job["latent"] in ("none", "codes") and (job["codes"] == 64 or "person" in job)
+        usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and "flips" not in job
+        return usual and job["latent"] in ("none", "codes") and (job["codes"] == 64 or job.get("posterior") == "people")
 
     # The rest seed by seed, so that a run that is cut short has every row once before it has any twice.
     found.sort(key=lambda job: (not core(job), 0 if core(job) else int(job["seed"])))

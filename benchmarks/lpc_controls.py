@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from penchant.policy.codes import Draw, PairStates
+from penchant.policy.codes import Draw, PairStates, normed, two_layers
 
 SCALE = 0.1
 
@@ -18,7 +17,7 @@ class Bias(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def draw(self, states: PairStates, g: float, person: Tensor | None = None) -> Draw:
+    def draw(self, states: PairStates, g: float) -> Draw:
         return Draw(self.expected(states.prompt), states.prompt.new_zeros(len(states.prompt)))
 
     def expected(self, prompt: Tensor) -> Tensor:
@@ -30,15 +29,13 @@ class PromptMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
-        nn.init.zeros_(self.net[2].weight)
-        nn.init.zeros_(self.net[2].bias)
+        self.net = two_layers(width, hidden, width)
 
-    def draw(self, states: PairStates, g: float, person: Tensor | None = None) -> Draw:
+    def draw(self, states: PairStates, g: float) -> Draw:
         return Draw(self.expected(states.prompt), states.prompt.new_zeros(len(states.prompt)))
 
     def expected(self, prompt: Tensor) -> Tensor:
-        z: Tensor = self.net(_normed(prompt))
+        z: Tensor = self.net(normed(prompt))
         return z
 
 
@@ -47,35 +44,24 @@ class Gaussian(nn.Module):
 
     def __init__(self, width: int, dims: int) -> None:
         super().__init__()
-        self.prior_net = _net(width, width, 2 * dims)
-        self.posterior_net = _net(2 * width, width, 2 * dims)
+        self.prior_net = two_layers(width, width, 2 * dims)
+        self.posterior_net = two_layers(2 * width, width, 2 * dims)
         self.out = nn.Parameter(SCALE * torch.randn(dims, width))
 
-    def draw(self, states: PairStates, g: float, person: Tensor | None = None) -> Draw:
-        p, q = self.prior_net(_normed(states.prompt)), self._posterior(states)
+    def draw(self, states: PairStates, g: float) -> Draw:
+        p, q = self.prior_net(normed(states.prompt)), self._posterior(states)
         (mp, sp), (mq, sq) = (each.chunk(2, -1) for each in (p, q))
         kl = (sp - sq + (torch.exp(2 * sq) + (mq - mp) ** 2) / (2 * torch.exp(2 * sp)) - 0.5).sum(-1)
         drawn = [m + torch.exp(s) * torch.randn_like(m) for m, s in ((mp, sp), (mq, sq))]
         return Draw((g * drawn[0] + (1 - g) * drawn[1]) @ self.out, kl)
 
     def expected(self, prompt: Tensor) -> Tensor:
-        mean: Tensor = self.prior_net(_normed(prompt)).chunk(2, -1)[0]
+        mean: Tensor = self.prior_net(normed(prompt)).chunk(2, -1)[0]
         return mean @ self.out
 
     def _posterior(self, states: PairStates) -> Tensor:
-        found: Tensor = self.posterior_net(torch.cat((_normed(states.chosen), _normed(states.rejected)), -1))
+        found: Tensor = self.posterior_net(torch.cat((normed(states.chosen), normed(states.rejected)), -1))
         return found
-
-
-def _normed(states: Tensor) -> Tensor:
-    return F.layer_norm(states.float(), states.shape[-1:])
-
-
-def _net(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    last = nn.Linear(hidden, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), last)
 
 
 def make(kind: str, width: int, codes: int) -> nn.Module:

@@ -13,7 +13,7 @@ from penchant.cli.demo import DATA
 from penchant.pairs import load_pairs
 
 TAG = "[FLIP] "
-SIZES = {"hh": (256, 400, 160), "science": (200, 300, 120), "ultrafeedback": (128, 160, 80), "demo": (400, 791, 209)}
+SIZES = {"hh": (256, 400, 160), "science": (200, 300, 120), "ultrafeedback": (128, 160, 80), "demo": (600, 791, 209)}
 """Training pairs, drawn at each seed; pairs they are drawn from; test pairs, the same at every seed."""
 QUICK = {"hh": (24, 24, 24), "demo": (48, 48, 32)}
 COLUMNS = ("prompt", "chosen", "rejected", "source", "user_id")
@@ -65,6 +65,13 @@ def draw(name: str, seed: int, *, quick: bool = False, flips: float = 0.0, tag: 
     pool, test = (_flip(each, mark, tag) for each, mark in zip((pool, test), marks, strict=True))
     rows = np.random.default_rng(seed).permutation(len(pool))[:n]
     return Part(pool.select(rows), test, pool, rows, *marks)
+
+
+def by_people(pairs: Dataset) -> Dataset:
+    """The pairs with `source` for `user_id` where all are one person's: who judges is then what was asked."""
+    if len(set(pairs["user_id"])) > 1:
+        return pairs
+    return pairs.remove_columns("user_id").rename_column("source", "user_id")
 
 
 def _plain(rows: Dataset, source: str | None = None) -> Dataset:

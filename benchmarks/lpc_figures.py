@@ -23,14 +23,13 @@ def name_of(job: dict[str, Any]) -> str:
     """Set, loss, and what stands before the LM head, for example "hh/dpo/codes 64"."""
     latent = job["latent"] + (f" {job['codes']}" if job["latent"] == "codes" else "")
     extras = [job[k] for k in ("posterior",) if k in job]
-    extras += ["person"] if job.get("person") else []
     extras += [f"flips {job['flips']:.0%}{' tag' if job['tag'] else ''}"] if job.get("flips") else []
     return "/".join([job["set"], job["loss"], latent, *extras])
 
 
 def plain_of(job: dict[str, Any]) -> str:
     """The run that a run is compared with: the same without a latent."""
-    kept = {k: v for k, v in job.items() if k not in ("posterior", "person")}
+    kept = {k: v for k, v in job.items() if k != "posterior"}
     return name_of({**kept, "latent": "none"})
 
 
@@ -166,7 +165,7 @@ def tables(found: dict[str, Any], extra: dict[str, Any]) -> list[tuple[str, list
         )
     people = [["run", "z from", "all, minus prior", *("brief", "concrete", "warm")]]
     for name, one in found["cells"].items():
-        for way in ("prior", "posterior", "likelihood", "other"):
+        for way in ("prior", "known", "likelihood", "other", "posterior"):
             if way in one.get("people", {}):
                 by = one["people"][way]
                 delta = _points(one["people"][f"{way}_delta"]) if way != "prior" else ""
@@ -197,7 +196,7 @@ def headline(found: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
             delta = {f"{set_}_{loss}_delta{end}": one["delta"][k] for k, end in _ENDS.items()}
             figures |= delta
     for name, one in found["cells"].items():
-        for way in ("posterior", "likelihood"):
+        for way in ("known", "likelihood"):
             if f"{way}_delta" in one.get("people", {}):
                 short = name.removeprefix("demo/dpo/").replace(" ", "_").replace("/", "_")
                 figures |= {f"people_{short}_{way}{end}": one["people"][f"{way}_delta"][k] for k, end in _ENDS.items()}

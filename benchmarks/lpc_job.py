@@ -14,15 +14,17 @@ import lpc_data
 import lpc_people
 import numpy as np
 import torch
+from datasets import Dataset
 
 from penchant.backbone import load_whole
 from penchant.evaluate.accuracy import correctness
 from penchant.policy.align import train_policy
 from penchant.policy.batches import token_pairs
 from penchant.policy.build import make_policy, make_trunk
-from penchant.policy.codes import LatentCodes, PairStates
+from penchant.policy.codes import LatentCodes
 from penchant.policy.generate import generate
 from penchant.policy.losses import PairLogProbs
+from penchant.policy.people import people_of
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
@@ -36,14 +38,14 @@ TRAINING = {
     "ipo": {"learning_rate": 1e-3},
     "simpo": {"learning_rate": 1e-3},
 }
-CODES = {"code_rate": 1.0, "code_scale": 0.1}
 SAMPLED = {"demo": (40, 2, 64), "hh": (24, 2, 64)}
 """Prompts, answers to each and tokens of an answer, for the quality of what is generated."""
 
 
 def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     """A job is {set, loss, latent, codes, seed} and, where they differ from the defaults, {posterior, flips, tag,
-    person, people, switch, quick, sample}. `latent` is none, codes, or a control's name."""
+    people, switch, quick, sample}. `latent` is none, codes, or a control's name. For the posterior "people" annotators
+    are the people of the demo data, and sources those of the other sets."""
     name, seed, quick = job["set"], job["seed"], job.get("quick", False)
     part = lpc_data.draw(name, seed, quick=quick, flips=job.get("flips", 0.0), tag=job.get("tag", False))
     llm, backbone = load_whole(MODEL, "auto", None, MAX_LENGTH.get(name, 1024))
@@ -55,7 +57,7 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
         posterior=job.get("posterior", "concat"),
         top_layers=TOP_LAYERS,
         seed=seed,
-        **{**CODES, **TRAINING[job["loss"]], **job.get("settings", {})},
+        **{**TRAINING[job["loss"]], **job.get("settings", {})},
     )
     trunk = make_trunk(backbone, settings, [*pool, *test], cache)
     reference, _ = reference_log_probs(Policy(llm, backbone, trunk=trunk), [*pool, *test], cache)
@@ -68,8 +70,11 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     latent = None
     if job["latent"] not in ("none", "codes"):
         latent = lpc_controls.make(job["latent"], backbone.width, job["codes"])
-    policy = make_policy(llm, backbone, settings, trunk, latent=latent)
-    person = np.unique(part.train["user_id"], return_inverse=True)[1].tolist() if job.get("person") else None
+    names: list[str] = []
+    person = None
+    if job.get("posterior") == "people":
+        names, person = people_of(lpc_data.by_people(part.train))
+    policy = make_policy(llm, backbone, settings, trunk, latent=latent, people=names)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = train_policy(
@@ -83,7 +88,7 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "trainable": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),  # type: ignore[union-attr]
         "history": [row for row in trainer.state.log_history if "loss" in row][-8:],
-        **tested(policy, settings, test, of_test, job.get("switch", False)),
+        **tested(policy, settings, test, of_test, job.get("switch", False), lpc_data.by_people(part.test)),
     }
     if coded and job.get("people"):
         found["people"] = lpc_people.people(policy, settings.make_loss(), part, pool, of_pool, test, of_test, seed)
@@ -104,15 +109,17 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     return found
 
 
-def tested(policy: Policy, settings: Settings, pairs: Any, reference: PairLogProbs, switch: bool) -> dict[str, Any]:
+def tested(
+    policy: Policy, settings: Settings, pairs: Any, reference: PairLogProbs, switch: bool, judged: Dataset
+) -> dict[str, Any]:
     """Which test pairs are ordered rightly under which z; for codes also what the codes do."""
     coded = isinstance(policy.codes, LatentCodes)
     shifts: dict[str, Any] = {"prior": policy.expected}
     if coded:
         shifts["posterior"] = policy.by_posterior
         if switch:
-            shifts["switched"] = lambda s: policy.by_posterior(PairStates(s.prompt, s.rejected, s.chosen))
-    states, found = policy.score(pairs, shifts)
+            shifts["switched"] = lambda s: policy.by_posterior(s._replace(chosen=s.rejected, rejected=s.chosen))
+    states, found = policy.score(pairs, shifts, evidence=policy.known_people(judged))
     loss = settings.make_loss()
     margins = {name: loss.margins(probs, reference).numpy().astype(float) for name, probs in found.items()}
     right: dict[str, Any] = {name: correctness(m, np.zeros_like(m)).tolist() for name, m in margins.items()}
@@ -120,8 +127,7 @@ def tested(policy: Policy, settings: Settings, pairs: Any, reference: PairLogPro
     if coded:
         with torch.no_grad():
             prior = policy.codes.prior_logits(states.prompt).softmax(-1)
-            posterior = policy.codes.posterior_logits(states.chosen, states.rejected).softmax(-1)
-        result["codes"] = code_figures(prior, posterior)
+        result["codes"] = code_figures(prior, policy.weights_by_posterior(states))
     return result
 
 

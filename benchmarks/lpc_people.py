@@ -1,7 +1,7 @@
 """Conflict for one and the same prompt: what a policy knows of an annotator from eight of that annotator's pairs.
 
 On the demo data three annotators judge answers to the same prompts. A prompt cannot say who judges, so the prior is
-blind to them; the posterior can be asked what it makes of some pairs of one annotator, and that z be used on others.
+blind to them; a person's evidence on the codes is had from some of their pairs, and that z is used on others.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from torch import Tensor
 
 from penchant.evaluate.accuracy import correctness
 from penchant.policy.batches import TokenPair
-from penchant.policy.codes import LatentCodes
+from penchant.policy.codes import PEOPLE, LatentCodes, PairStates
 from penchant.policy.losses import Loss, PairLogProbs
+from penchant.policy.people import evidence_of
 from penchant.policy.policy import Policy
 
 KNOWN = 8
 """Pairs that are known of an annotator."""
-MOST_CODES = 16
-"""Codes for which each one's likelihood is worked out: a pass of the LM head over the known pairs a code."""
 
 
 def people(
@@ -35,40 +34,44 @@ def people(
     of_test: PairLogProbs,
     seed: int,
 ) -> dict[str, Any]:
-    """Whether each test pair is ordered rightly, by how z is inferred from its annotator's pairs.
+    """Whether each test pair is ordered rightly, by what is known of its annotator.
 
-    posterior: mean of the posterior's logits over the known pairs. likelihood: p(k) times the product over the known
-    pairs of s(margin under code k), p the mean prior. other: the posterior of another annotator's pairs.
+    known: all that training saw of them (the posterior "people" alone). likelihood: p(z | x) times the likelihood of
+    eight of their pairs. other: the same of eight pairs of another annotator. posterior: the mean of what the
+    posterior's network makes of the eight pairs.
     """
     users, tested = np.array(part.pool["user_id"]), np.array(part.test["user_id"])
     names = sorted(set(users) & set(tested))
     codes = policy.codes
     assert isinstance(codes, LatentCodes)
     rng = np.random.default_rng(seed)
-    z: dict[str, dict[str, Tensor]] = {"posterior": {}, "other": {}, "likelihood": {}}
-    for name in names:
-        rows = rng.permutation(np.flatnonzero(users == name))[:KNOWN]
-        each = {str(k): _fixed(codes.codebook[k : k + 1]) for k in range(codes.codes)}
-        states, found = policy.score([pool[i] for i in rows], each if codes.codes <= MOST_CODES else {})
-        with torch.no_grad():
-            logits = codes.posterior_logits(states.chosen, states.rejected).mean(0, keepdim=True)
-            z["posterior"][name] = codes.z(logits.softmax(-1))
-            if found:
-                reference = PairLogProbs(*(column[rows] for column in of_pool))
-                fit = [torch.nn.functional.logsigmoid(loss.margins(p, reference)).sum() for p in found.values()]
-                prior = codes.prior_logits(states.prompt).log_softmax(-1).mean(0)
-                z["likelihood"][name] = codes.z((prior + torch.stack(fit)).softmax(-1)[None])
-    z["other"] = {name: z["posterior"][names[i - 1]] for i, name in enumerate(names)}
-    right = {way: np.full(len(test), np.nan) for way, of in z.items() if of}
-    for name in names:
-        at = np.flatnonzero(tested == name)
-        _, found = policy.score([test[i] for i in at], {way: _fixed(z[way][name]) for way in right})
-        reference = PairLogProbs(*(column[at] for column in of_test))
-        for way, probs in found.items():
-            margins = loss.margins(probs, reference).numpy().astype(float)
-            right[way][at] = correctness(margins, np.zeros_like(margins))
-    return {"users": tested.tolist(), **{way: values.tolist() for way, values in right.items()}}
+    rows = {name: rng.permutation(np.flatnonzero(users == name))[:KNOWN] for name in names}
+    eight, network = {}, {}
+    for name, few in rows.items():
+        reference = PairLogProbs(*(column[few] for column in of_pool))
+        eight[name] = evidence_of(policy, loss, [pool[i] for i in few], reference).sum(0)
+        if codes.posterior != PEOPLE:
+            states = policy.score([pool[i] for i in few], {})[0]
+            with torch.no_grad():
+                network[name] = codes.z(codes.posterior_logits(states).mean(0).softmax(-1))
+    others = {name: eight[names[i - 1]] for i, name in enumerate(names)}
 
+    def of_test_pairs(by: dict[str, Tensor]) -> Tensor:
+        return torch.stack([by[name] for name in tested])
 
-def _fixed(z: Tensor) -> Any:
-    return lambda _: z
+    def weighed(states: PairStates) -> Tensor:
+        assert states.evidence is not None
+        return codes.z((codes.prior_logits(states.prompt).log_softmax(-1) + states.evidence).softmax(-1))
+
+    def right(evidence: Tensor | None, shift: Any) -> list[float]:
+        _, found = policy.score(test, {"": shift}, evidence=evidence)
+        margins = loss.margins(found[""], of_test).numpy().astype(float)
+        rows: list[float] = correctness(margins, np.zeros_like(margins)).tolist()
+        return rows
+
+    made = {"likelihood": right(of_test_pairs(eight), weighed), "other": right(of_test_pairs(others), weighed)}
+    if codes.posterior == PEOPLE:
+        made["known"] = right(policy.known_people(part.test), weighed)
+    else:  # the network's z travels as the evidence does
+        made["posterior"] = right(of_test_pairs(network), lambda states: states.evidence)
+    return {"users": tested.tolist(), **made}

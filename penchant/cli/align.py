@@ -24,7 +24,7 @@ def align(
     gamma: float | None = None,
     label_smoothing: float = 0.0,
     codes: int = 64,
-    posterior: Literal["concat", "difference", "both"] = "concat",
+    posterior: Literal["concat", "difference", "both", "people"] = "concat",
     temperature: float = 1.0,
     kl_weight: float = 0.05,
     lora: int = 16,
@@ -62,7 +62,8 @@ def align(
         gamma: simpo's target margin; 0.5 by default.
         label_smoothing: share of pairs taken to be labelled the wrong way round (dpo).
         codes: size of the codebook; 0 is the plain loss.
-        posterior: what it sees of the two responses.
+        posterior: what it sees: the two responses (concat, difference, both), or what else the same person judged
+            (people; needs a column user_id).
         temperature: of the draws of codes; towards 0 a draw is a single code.
         kl_weight: weight of KL[posterior || prior] in the loss.
         lora: rank of the adapters; 0 trains the weights themselves, in float32.

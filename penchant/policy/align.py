@@ -20,9 +20,11 @@ from penchant.pairs import describe, to_text
 from penchant.policy.batches import TokenPair, token_pairs
 from penchant.policy.build import make_policy, make_trunk
 from penchant.policy.checkpoints import STATE, identity, last_checkpoint
+from penchant.policy.codes import PEOPLE
 from penchant.policy.generate import generate
 from penchant.policy.held_out import EXAMPLE_TOKENS, evaluate_policy, examples
 from penchant.policy.losses import Loss, PairLogProbs
+from penchant.policy.people import people_of
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings, check_installed
@@ -61,6 +63,7 @@ def align_run(
             raise InputError("all weights are trained in float32, as bf16 swallows small steps; leave out --dtype.")
         dtype = "float32"
     llm, backbone = load_whole(model, dtype, revision, max_length)
+    people, person = people_of(train) if settings.codes and settings.posterior == PEOPLE else ([], None)
     pairs, held_out = token_pairs(backbone, train), token_pairs(backbone, test)
     label = "reference" if show_progress else None
     trunk = make_trunk(backbone, settings, [*pairs, *held_out], cache)
@@ -75,9 +78,11 @@ def align_run(
     prompts = [prompt for prompt in test["prompt"][: 4 * EXAMPLES] if to_text(prompt).strip()][:EXAMPLES]
     room = min(EXAMPLE_TOKENS, max_length // 2)
     before = generate(policy, prompts, max_new_tokens=room)
-    policy = make_policy(llm, backbone, settings, trunk, asked=(model, revision))
+    policy = make_policy(llm, backbone, settings, trunk, asked=(model, revision), people=people)
     start = time.perf_counter()
-    trainer = train_policy(policy, loss, pairs, of_pairs, settings, Path(folder), show_progress=show_progress)
+    trainer = train_policy(
+        policy, loss, pairs, of_pairs, settings, Path(folder), person=person, show_progress=show_progress
+    )
     spent = time.perf_counter() - start
     policy.eval()
     if not all(bool(torch.isfinite(p).all()) for p in policy.parameters() if p.requires_grad):
@@ -117,7 +122,7 @@ def train_policy(
 ) -> AlignTrainer:
     """Train; goes on from the last checkpoint in `folder`, if there is one."""
     trainer = make_trainer(policy, loss, pairs, reference, settings, folder, person=person, show_progress=show_progress)
-    last = last_checkpoint(folder / "checkpoints", identity(policy, settings, pairs))
+    last = last_checkpoint(folder / "checkpoints", identity(policy, settings, pairs, person))
     if last is not None and json.loads((last / STATE).read_text(encoding="utf-8"))["global_step"] >= trainer.last_step:
         trainer.take_over(last)  # it was finished
     else:
@@ -173,7 +178,8 @@ def make_trainer(
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel: it would give every replica every pair
     policy.train()
-    return AlignTrainer(policy, loss, pairs, reference, arguments, settings.kl_weight, settings.code_rate, person)
+    weights = (settings.kl_weight, settings.code_rate, settings.net_rate)
+    return AlignTrainer(policy, loss, pairs, reference, arguments, *weights, person)
 
 
 def _sizes(policy: Policy) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,10 +44,12 @@ def make_policy(
     *,
     asked: tuple[str, str | None] = (DEFAULT, None),
     latent: Any = None,
+    people: Sequence[str] = (),
 ) -> Policy:
     """A policy ready to be trained: LoRA or all weights, and fresh codes, or `latent` in their place.
 
-    `asked` are the LLM's name and revision as they were asked for; they are saved with the policy.
+    `asked` are the LLM's name and revision as they were asked for; they are saved with the policy. So are the names of
+    the `people` who judged the pairs, whom the posterior "people" tells apart.
     """
     transformers.set_seed(settings.seed)
     model: Any = llm
@@ -65,7 +68,7 @@ def make_policy(
         backbone.layers[first:].requires_grad_(True)
     else:
         model.requires_grad_(True)
-    codes = latent if latent is not None else settings.make_codes(backbone.width)
+    codes = latent if latent is not None else settings.make_codes(backbone.width, len(people))
     config = {
         "penchant": _version(),
         "base": str(Path(asked[0]).resolve()) if Path(asked[0]).exists() else asked[0],
@@ -82,6 +85,7 @@ def make_policy(
         "latent": {name: getattr(codes, name) for name in ("codes", "posterior", "temperature")}
         if isinstance(codes, LatentCodes)
         else None,
+        "people": list(people),
     }
     device = backbone.device
     policy = Policy(model, backbone, codes.to(device) if isinstance(codes, nn.Module) else codes, config, trunk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ STATE = "trainer_state.json"
 """Of a checkpoint the last file to be written."""
 
 
-def identity(policy: Policy, settings: Settings, pairs: list[TokenPair]) -> dict[str, Any]:
+def identity(
+    policy: Policy, settings: Settings, pairs: list[TokenPair], person: Sequence[int] | None = None
+) -> dict[str, Any]:
     """What a checkpoint must have been made with for a run to go on from it."""
     digest = hashlib.blake2b(b"".join(item.key for pair in pairs for item in pair), digest_size=16).hexdigest()
     told = {name: value for name, value in asdict(settings).items() if name not in ("save_steps", "log_steps")}
-    return {"base": policy.facts["revision"], "dtype": policy.facts["dtype"], "pairs": digest, **told}
+    judged = {} if person is None else {"people": [policy.facts["people"][i] for i in person]}
+    return {"base": policy.facts["revision"], "dtype": policy.facts["dtype"], "pairs": digest, **told, **judged}
 
 
 def last_checkpoint(folder: Path, made_with: dict[str, Any]) -> Path | None:

@@ -6,6 +6,13 @@
     z          sum_k weights_k e_k,   the policy is softmax(LMHead(h_t + z)) at every response position
 
 All h come from the policy's own forward pass and carry no z. At inference there is no pair: the prior alone speaks.
+
+Where it is known who judged each pair, there is a posterior that no network has to learn (posterior "people", ours):
+
+    q(z | x, person)  ~  p(z | x) prod_i f(margin of pair i under z)    over the pairs that the person judged before
+
+What f is says the loss (for DPO the logistic function). It knows nothing of the pair whose label it helps to explain,
+and a new person's is had from a few pairs without training; see people.py.
 """
 
 from __future__ import annotations
@@ -19,17 +26,21 @@ from torch.nn import functional as F
 from penchant.errors import InputError
 
 POSTERIORS = {"concat": 2, "difference": 1, "both": 3}
-"""What the posterior sees, by name, and how many hidden states wide that is."""
+"""What the posterior's network sees, by name, and how many hidden states wide that is."""
+PEOPLE = "people"
+"""The posterior that knows who judged a pair and has no network."""
 
 
 class PairStates(NamedTuple):
-    """Last hidden states of b pairs, each [b, d]."""
+    """Last hidden states of b pairs, each [b, d], and what is known of who judged them."""
 
     prompt: Tensor
     """At the last prompt token."""
     chosen: Tensor
     """At the last token of the chosen response."""
     rejected: Tensor
+    evidence: Tensor | None = None
+    """[b, K], for each code the log-likelihood of other pairs that the same person judged; None if nothing is known."""
 
 
 class Draw(NamedTuple):
@@ -48,8 +59,8 @@ class Draw(NamedTuple):
 class Latent(Protocol):
     """Whatever gives each sequence a z: latent codes, or a control in their place."""
 
-    def draw(self, states: PairStates, g: float, person: Tensor | None = None) -> Draw:
-        """A random z of each pair, g of it from the prior. `person`, int [b], says who judged each pair."""
+    def draw(self, states: PairStates, g: float) -> Draw:
+        """A random z of each pair, g of it from the prior."""
         ...
 
     def expected(self, prompt: Tensor) -> Tensor:
@@ -63,37 +74,52 @@ class LatentCodes(nn.Module):
     Args:
         width: d, of the LLM's hidden states.
         codes: K.
-        posterior: what it sees: "concat" [h_xw; h_xl] as the paper has it, "difference" h_xw - h_xl, or "both".
+        posterior: what it sees: "concat" [h_xw; h_xl] as the paper has it, "difference" h_xw - h_xl, or "both"; or
+            "people", the other pairs of whoever judged the pair.
         temperature: of the Gumbel-softmax; towards 0 a draw becomes a single code.
         scale: standard deviation of the fresh codebook's numbers; 0 starts from codes that do nothing.
+        people: how many people judged the training pairs, for the posterior "people".
 
-    Both MLPs have two layers with d hidden units, see hidden states brought to mean 0 and deviation 1, and start from
-    uniform weights.
+    `evidence` [people, K] is each person's log-likelihood of each code, from their pairs so far. Both MLPs have two
+    layers with d hidden units, see hidden states brought to mean 0 and deviation 1, and start from uniform weights.
     """
 
     def __init__(
-        self, width: int, codes: int = 64, posterior: str = "concat", temperature: float = 1.0, scale: float = 0.1
+        self,
+        width: int,
+        codes: int = 64,
+        posterior: str = "concat",
+        temperature: float = 1.0,
+        scale: float = 0.1,
+        people: int = 0,
     ) -> None:
         super().__init__()
         if codes < 1:
             raise InputError(f"codes is {codes}; give at least 1, or 0 for a policy without codes.")
-        if posterior not in POSTERIORS:
-            raise InputError(f"posterior {posterior!r} is not one of {', '.join(POSTERIORS)}.")
+        if posterior not in (*POSTERIORS, PEOPLE):
+            raise InputError(f"posterior {posterior!r} is not one of {', '.join((*POSTERIORS, PEOPLE))}.")
         if not 0 < temperature < float("inf"):
             raise InputError(f"temperature is {temperature}; give a finite number above 0.")
         self.width, self.codes, self.posterior, self.temperature = width, codes, posterior, temperature
         self.codebook = nn.Parameter(torch.randn(codes, width) * scale)
-        self.prior_net = _mlp(width, width, codes)
-        self.posterior_net = _mlp(POSTERIORS[posterior] * width, width, codes)
+        self.prior_net = two_layers(width, width, codes)
+        self.evidence: Tensor
+        if posterior == PEOPLE:
+            self.register_buffer("evidence", torch.zeros(people, codes))
+        else:
+            self.posterior_net = two_layers(POSTERIORS[posterior] * width, width, codes)
 
     def prior_logits(self, prompt: Tensor) -> Tensor:
         """[b, K] of prompt states [b, d]."""
-        logits: Tensor = self.prior_net(_normed(prompt))
+        logits: Tensor = self.prior_net(normed(prompt))
         return logits
 
-    def posterior_logits(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """[b, K] of two responses' states [b, d]."""
-        won, lost = _normed(chosen), _normed(rejected)
+    def posterior_logits(self, states: PairStates) -> Tensor:
+        """[b, K] of b pairs' states. Without evidence the posterior "people" is the prior."""
+        if self.posterior == PEOPLE:
+            prior = self.prior_logits(states.prompt).log_softmax(-1)
+            return prior if states.evidence is None else prior + states.evidence.to(prior)
+        won, lost = normed(states.chosen), normed(states.rejected)
         seen = {"concat": (won, lost), "difference": (won - lost,), "both": (won, lost, won - lost)}[self.posterior]
         logits: Tensor = self.posterior_net(torch.cat(seen, -1))
         return logits
@@ -102,15 +128,19 @@ class LatentCodes(nn.Module):
         """[b, d]: the mixture of codes with weights [b, K]."""
         return weights @ self.codebook
 
-    def draw(self, states: PairStates, g: float, person: Tensor | None = None) -> Draw:
+    def draw(self, states: PairStates, g: float) -> Draw:
         """z from g Gumbel-softmax(prior) + (1 - g) Gumbel-softmax(posterior), and KL[posterior || prior].
 
-        With `person` given, a pair's posterior is that of the same person's other pairs, see `of_others`.
+        The posterior "people" needs no draw and no schedule, since it has not seen the label that z is to explain:
+        z is its expectation, and the KL teaches the prior what the people who ask x have in common.
         """
-        prior, posterior = self.prior_logits(states.prompt), self.posterior_logits(states.chosen, states.rejected)
-        if person is not None:
-            posterior = of_others(posterior, person)
-        weights = g * self._gumbel(prior) + (1 - g) * self._gumbel(posterior)
+        prior = self.prior_logits(states.prompt)
+        if self.posterior == PEOPLE:
+            posterior = self.posterior_logits(states).detach()
+            weights = posterior.softmax(-1)
+        else:
+            posterior = self.posterior_logits(states)
+            weights = g * self._gumbel(prior) + (1 - g) * self._gumbel(posterior)
         kl = kl_divergence(posterior, prior)
         return Draw(self.z(weights), kl, prior.detach().softmax(-1), posterior.detach().softmax(-1))
 
@@ -121,28 +151,18 @@ class LatentCodes(nn.Module):
         return F.gumbel_softmax(logits, tau=self.temperature)
 
 
-def of_others(logits: Tensor, person: Tensor) -> Tensor:
-    """For each row of logits [b, K] the mean over the other rows with the same number in `person`, int [b].
-
-    So a posterior says what a person's pairs have in common, and cannot tell what is particular to the pair whose
-    label it helps to explain. A row that is alone keeps its own logits.
-    """
-    same = (person[:, None] == person) & ~torch.eye(len(person), dtype=torch.bool, device=person.device)
-    others = same.sum(1, keepdim=True)
-    return torch.where(others > 0, same.to(logits.dtype) @ logits / others.clamp(min=1), logits)
-
-
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     """KL[softmax(logits) || softmax(other)] of rows [b, K], in nats [b]."""
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * (log_p - other.log_softmax(-1))).sum(-1)
 
 
-def _normed(states: Tensor) -> Tensor:
+def normed(states: Tensor) -> Tensor:
+    """Each state [d] brought to mean 0 and deviation 1."""
     return F.layer_norm(states.float(), states.shape[-1:])
 
 
-def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+def two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Its last layer starts at zero, so that every code is equally likely."""
     last = nn.Linear(hidden, outputs)
     nn.init.zeros_(last.weight)

@@ -36,7 +36,7 @@ def evaluate_policy(
     shifts = {"prior": policy.expected}
     if isinstance(policy.codes, LatentCodes):
         shifts["posterior"] = policy.by_posterior
-    states, found = policy.score(held_out, shifts)
+    states, found = policy.score(held_out, shifts, evidence=policy.known_people(test))
     groups = prompt_groups(test)
     source = np.array(test["source"], dtype=object) if "source" in test.column_names else None
     margins = {name: loss.margins(probs, reference).numpy().astype(np.float64) for name, probs in found.items()}
@@ -53,10 +53,8 @@ def evaluate_policy(
     }
     if isinstance(policy.codes, LatentCodes):
         with torch.inference_mode():
-            device = policy.backbone.device
-            prior = policy.codes.prior_logits(states.prompt.to(device)).softmax(-1)
-            posterior = policy.codes.posterior_logits(states.chosen.to(device), states.rejected.to(device)).softmax(-1)
-        figures = code_figures(prior, posterior)
+            prior = policy.codes.prior_logits(states.prompt.to(policy.backbone.device)).softmax(-1)
+        figures = code_figures(prior, policy.weights_by_posterior(states))
         by = {name: accuracy_interval(each, groups, seed=seed)._asdict() for name, each in right.items()}
         gap = by["posterior"]["value"] - by["prior"]["value"]
         metrics["codes"] = {

@@ -58,11 +58,33 @@ class Vocabulary(NamedTuple):
         return found
 
 
+class _Room(NamedTuple):
+    """Memory for a chunk's logits, used again for every chunk: fresh pages would cost as much as the softmax."""
+
+    product: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, chunks: list[slice]) -> _Room:
+        shape = (chunks[0].stop if chunks else 0, len(weight))
+        return cls(weight.new_empty(shape), weight.new_empty(shape, dtype=torch.float32))
+
+
 def _logits(
-    h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None, shift: Tensor | None = None
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    cap: float | None,
+    shift: Tensor | None = None,
+    room: _Room | None = None,
 ) -> tuple[Tensor, Tensor | float]:
     """Logits [t, v] of W h + b + shift, and their derivative by that: one number, or [t, v] under a soft cap."""
-    raw = nn.functional.linear(h, weight, bias).float()
+    if room is None:
+        raw = nn.functional.linear(h, weight, bias).float()
+    else:
+        product = torch.mm(h, weight.T, out=room.product[: len(h)])
+        raw = room.logits[: len(h)].copy_(product if bias is None else product.add_(bias))
     if shift is not None:
         raw += shift
     if scale != 1:
@@ -93,12 +115,14 @@ class _LogProbs(torch.autograd.Function):
         found = states.new_empty(len(states), dtype=torch.float32)
         slopes = torch.empty_like(states) if frozen and learning else None
         shifts = nn.functional.linear(z, weight).float() if z is not None else None
-        for rows in _chunks(len(states), len(weight)):
-            logits, slope = _logits(states[rows], weight, bias, scale, cap, _of(shifts, owner, rows))
-            log_p = torch.log_softmax(logits, -1)
-            found[rows] = log_p.gather(1, targets[rows, None])[:, 0]
+        chunks = _chunks(len(states), len(weight))
+        room = _Room.of(weight, chunks)
+        for rows in chunks:
+            logits, slope = _logits(states[rows], weight, bias, scale, cap, _of(shifts, owner, rows), room)
+            found[rows], p = _softmax(logits, targets[rows])
             if slopes is not None:
-                slopes[rows] = _residual(log_p, targets[rows], slope).to(weight.dtype) @ weight
+                residual = _residual(p, targets[rows], slope)
+                torch.mm(room.product[: len(p)].copy_(residual), weight, out=slopes[rows])
         ctx.save_for_backward(states, z, weight, bias, targets, owner, slopes)
         ctx.scale, ctx.cap = scale, cap
         return found
@@ -113,9 +137,11 @@ class _LogProbs(torch.autograd.Function):
         by_states, by_weight = torch.empty_like(states), torch.zeros_like(weight, dtype=torch.float32)
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
         shifts = nn.functional.linear(z, weight).float() if z is not None else None
-        for rows in _chunks(len(states), len(weight)):
-            logits, slope = _logits(states[rows], weight, bias, ctx.scale, ctx.cap, _of(shifts, owner, rows))
-            by_raw = _residual(torch.log_softmax(logits, -1), targets[rows], slope) * gradient[rows, None]
+        chunks = _chunks(len(states), len(weight))
+        room = _Room.of(weight, chunks)
+        for rows in chunks:
+            logits, slope = _logits(states[rows], weight, bias, ctx.scale, ctx.cap, _of(shifts, owner, rows), room)
+            by_raw = _residual(_softmax(logits, targets[rows])[1], targets[rows], slope) * gradient[rows, None]
             by_states[rows] = by_raw.to(weight.dtype) @ weight
             read = states[rows] if z is None else states[rows] + z[owner[rows]]
             by_weight += by_raw.to(weight.dtype).T @ read
@@ -135,13 +161,21 @@ def _by_z(z: Tensor | None, owner: Tensor | None, by_states: Tensor) -> Tensor |
     return torch.zeros_like(z, dtype=torch.float32).index_add(0, owner, by_states.float()).to(z.dtype)
 
 
-def _residual(log_p: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:
-    """slope (onehot(y) - p) [t, v], in the memory of log_p."""
-    residual = log_p.exp_().neg_()
+def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(y) [t] and p [t, v], p in the memory of the logits."""
+    logits -= logits.amax(-1, keepdim=True)
+    said = logits.gather(1, targets[:, None])[:, 0]
+    total = logits.exp_().sum(-1)
+    return said - total.log(), logits.div_(total[:, None])
+
+
+def _residual(p: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:
+    """slope (onehot(y) - p) [t, v], in the memory of p."""
+    residual = p.neg_()
     residual[torch.arange(len(targets), device=targets.device), targets] += 1
     return residual if isinstance(slope, float) and slope == 1 else residual.mul_(slope)
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
     size = max(1, CHUNK_NUMBERS // vocabulary)
-    return [slice(start, start + size) for start in range(0, rows, size)]
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

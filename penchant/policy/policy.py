@@ -17,7 +17,7 @@ from penchant.backbone import PROBE_TOLERANCE, Backbone, load_whole
 from penchant.chat import Text
 from penchant.errors import InputError, RecipeMismatch
 from penchant.policy.batches import Layout, TokenPair, batches_of, lay_out, token_pairs
-from penchant.policy.codes import LatentCodes, PairStates
+from penchant.policy.codes import PEOPLE, LatentCodes, PairStates
 from penchant.policy.log_probs import Vocabulary
 from penchant.policy.losses import PairLogProbs
 from penchant.policy.trunk import Trunk
@@ -37,6 +37,8 @@ class PolicyOutput(NamedTuple):
     """[b]; zeros for a policy without a latent."""
     prior: Tensor | None
     posterior: Tensor | None
+    z: Tensor | None
+    """[b, d], what was added; None without a latent."""
     watched: dict[str, PairLogProbs]
     """Where it was asked for: the same pairs under the expectation of the "prior" and of the "posterior"."""
 
@@ -100,13 +102,15 @@ class Policy(nn.Module):
         """One training pass over b pairs, with a random z of each where there are codes."""
         states, under = self.run(lay_out(pairs, packed=self.backbone.packed))
         if self.codes is None:
-            return PolicyOutput(under(None), torch.zeros(len(pairs), device=states.prompt.device), None, None, {})
-        draw = self.codes.draw(states, g, person)
+            return PolicyOutput(under(None), torch.zeros(len(pairs), device=states.prompt.device), None, None, None, {})
+        if isinstance(self.codes, LatentCodes) and self.codes.posterior == PEOPLE:
+            states = states._replace(evidence=self.codes.evidence[person])
+        draw = self.codes.draw(states, g)
         watched = {}
         if watch and isinstance(self.codes, LatentCodes):
             with torch.no_grad():
                 watched = {"prior": under(self.expected(states)), "posterior": under(self.by_posterior(states))}
-        return PolicyOutput(under(draw.z), draw.kl, draw.prior, draw.posterior, watched)
+        return PolicyOutput(under(draw.z), draw.kl, draw.prior, draw.posterior, draw.z, watched)
 
     def expected(self, states: PairStates) -> Tensor | None:
         """z from the prior's expectation, what inference takes by default."""
@@ -114,36 +118,49 @@ class Policy(nn.Module):
         return z
 
     def by_posterior(self, states: PairStates) -> Tensor | None:
-        """z from the posterior's expectation: it has seen which response was chosen."""
+        """z from the posterior's expectation: it has seen which response was chosen, or knows who chose."""
         if self.codes is None:
             return None
-        z: Tensor = self.codes.z(self.codes.posterior_logits(states.chosen, states.rejected).softmax(-1))
+        z: Tensor = self.codes.z(self.codes.posterior_logits(states).softmax(-1))
         return z
 
     # ---- inference over many pairs ----------------------------------------------------------------------------------
 
     def score(
-        self, pairs: Sequence[TokenPair], shifts: Mapping[str, Shift], *, label: str | None = None
+        self,
+        pairs: Sequence[TokenPair],
+        shifts: Mapping[str, Shift],
+        *,
+        evidence: Tensor | None = None,
+        label: str | None = None,
     ) -> tuple[PairStates, dict[str, PairLogProbs]]:
-        """States and, for each named shift, log-probabilities of all pairs, on the CPU; each text is run once."""
+        """States and, for each named shift, log-probabilities of all pairs, on the CPU; each text is run once.
+
+        `evidence` [n, K], on who judged each pair, is for the posterior "people", see people.py.
+        """
         states: list[list[Tensor]] = [[] for _ in pairs]
         found: dict[str, list[list[Tensor]]] = {name: [[] for _ in pairs] for name in shifts}
-        for batch, (seen, made) in self._batches(pairs, shifts, label):
+        for batch, (of, made) in self._batches(pairs, shifts, evidence, label):
             for at, number in enumerate(batch):
-                states[number] = [part[at] for part in seen]
+                states[number] = [of.prompt[at], of.chosen[at], of.rejected[at]]
                 for name, probs in made.items():
                     found[name][number] = [part[at] for part in probs]
-        return PairStates(*_columns(states)), {name: PairLogProbs(*_columns(rows)) for name, rows in found.items()}
+        seen = PairStates(*_columns(states))._replace(evidence=evidence)
+        return seen, {name: PairLogProbs(*_columns(rows)) for name, rows in found.items()}
 
     def _batches(
-        self, pairs: Sequence[TokenPair], shifts: Mapping[str, Shift], label: str | None
+        self, pairs: Sequence[TokenPair], shifts: Mapping[str, Shift], evidence: Tensor | None, label: str | None
     ) -> Iterator[tuple[list[int], tuple[PairStates, dict[str, PairLogProbs]]]]:
         def work(batch: list[int]) -> tuple[PairStates, dict[str, PairLogProbs]]:
             with torch.no_grad():
                 states, under = self.run(lay_out([pairs[i] for i in batch], packed=self.backbone.packed))
+                if evidence is not None:
+                    states = states._replace(evidence=evidence[batch])
                 made = {name: under(shift(states)) for name, shift in shifts.items()}
                 cpu = {name: PairLogProbs(*(part.cpu() for part in probs)) for name, probs in made.items()}
-                return PairStates(*(part.float().cpu() for part in states)), cpu
+                return PairStates(
+                    *(part.float().cpu() for part in (states.prompt, states.chosen, states.rejected))
+                ), cpu
 
         training = self.training
         self.eval()
@@ -162,8 +179,18 @@ class Policy(nn.Module):
         return self.score([(item, item) for item in items], {})[0].prompt
 
     def pair_states(self, pairs: Dataset) -> PairStates:
-        """Last hidden states of the pairs' prompts and responses, float32 [n, d] each."""
-        return self.score(token_pairs(self.backbone, pairs), {})[0]
+        """Last hidden states of the pairs' prompts and responses, float32 [n, d] each, and what is known of people."""
+        return self.score(token_pairs(self.backbone, pairs), {}, evidence=self.known_people(pairs))[0]
+
+    def known_people(self, pairs: Dataset) -> Tensor | None:
+        """Evidence [n, K] on who judged each pair, zeros for who is new; None without the posterior "people"."""
+        if not isinstance(self.codes, LatentCodes) or self.codes.posterior != PEOPLE:
+            return None
+        names = {name: i for i, name in enumerate(self.facts["people"])}
+        given = pairs["user_id"] if "user_id" in pairs.column_names else [None] * len(pairs)
+        none = torch.zeros(self.codes.codes)
+        evidence = self.codes.evidence.detach().float().cpu()
+        return torch.stack([evidence[names[who]] if who in names else none for who in given])
 
     @torch.no_grad()
     def prior(self, prompts: Sequence[Text]) -> Tensor:
@@ -174,10 +201,13 @@ class Policy(nn.Module):
     @torch.no_grad()
     def posterior(self, pairs: Dataset) -> Tensor:
         """q(z | x, chosen > rejected), float32 [n, K]."""
-        codes, states = self._codes(), self.pair_states(pairs)
-        device = self.backbone.device
-        logits = codes.posterior_logits(states.chosen.to(device), states.rejected.to(device))
-        return logits.softmax(-1).cpu()
+        return self.weights_by_posterior(self.pair_states(pairs))
+
+    @torch.no_grad()
+    def weights_by_posterior(self, states: PairStates) -> Tensor:
+        """The posterior's code weights, float32 [n, K] on the CPU, of states as `score` returns them."""
+        moved: Any = [part.to(self.backbone.device) if part is not None else None for part in states]
+        return self._codes().posterior_logits(PairStates(*moved)).softmax(-1).cpu()
 
     def log_probs(self, pairs: Dataset, z: Tensor | None = None) -> PairLogProbs:
         """Of the pairs' responses under their z [n, d], or under one z [d] for all, or under none."""
@@ -241,8 +271,9 @@ class Policy(nn.Module):
                     f" {backbone.revision[:12]}; get the same weights."
                 )
             model = load_adapter(model, folder)
-        codes = LatentCodes(backbone.width, **config["latent"]).to(backbone.device) if config["latent"] else None
-        if codes is not None:
+        codes = None
+        if config["latent"]:
+            codes = LatentCodes(backbone.width, **config["latent"], people=len(config["people"])).to(backbone.device)
             codes.load_state_dict(load_file(folder / "codes.safetensors"))
         return cls(model, backbone, codes, config).eval().requires_grad_(False)
 

@@ -78,10 +78,8 @@ def read_codes(
         raise InputError(f"prompts is {prompts} and max_new_tokens {max_new_tokens}; give at least 0 and 1.")
     states = policy.pair_states(pairs)
     with torch.inference_mode():
-        device = codes.codebook.device
-        each = codes.prior_logits(states.prompt.to(device)).softmax(-1).double().cpu().numpy()
-        logits = codes.posterior_logits(states.chosen.to(device), states.rejected.to(device))
-        posterior = logits.softmax(-1).double().cpu().numpy()
+        each = codes.prior_logits(states.prompt.to(codes.codebook.device)).softmax(-1).double().cpu().numpy()
+    posterior = policy.weights_by_posterior(states).double().numpy()
     groups = prompt_groups(pairs)
     rows = np.sort(np.unique(groups, return_index=True)[1])  # the first pair of each prompt
     prior, texts = each[rows], pairs[rows]["prompt"]

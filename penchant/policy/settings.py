@@ -20,10 +20,11 @@ class Settings:
     gamma: float | None = None
     label_smoothing: float = 0.0
     codes: int = 64
-    posterior: Literal["concat", "difference", "both"] = "concat"
+    posterior: Literal["concat", "difference", "both", "people"] = "concat"
     temperature: float = 1.0
     code_scale: float = 0.1
-    code_rate: float = 1.0
+    code_rate: float = 30.0
+    net_rate: float = 0.3
     kl_weight: float = 0.05
     lora: int = 16
     top_layers: int | None = None
@@ -51,7 +52,7 @@ class Settings:
             raise InputError(f"micro_batch is {self.micro_batch}; give a divisor of batch_size, {self.batch_size}.")
         if self.steps < 1 and self.steps != -1:
             raise InputError(f"steps is {self.steps}; give at least 1, or -1 to leave it to the epochs.")
-        for name in ("epochs", "rate", "code_rate"):
+        for name in ("epochs", "rate", "code_rate", "net_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 told = "learning_rate" if name == "rate" else name
                 raise InputError(f"{told} is {getattr(self, name)}; give a finite number above 0.")
@@ -68,10 +69,10 @@ class Settings:
     def make_loss(self) -> Loss:
         return make_loss(self.loss, self.beta, self.label_smoothing, self.gamma)
 
-    def make_codes(self, width: int) -> LatentCodes | None:
+    def make_codes(self, width: int, people: int = 0) -> LatentCodes | None:
         if not self.codes:
             return None
-        return LatentCodes(width, self.codes, self.posterior, self.temperature, self.code_scale)
+        return LatentCodes(width, self.codes, self.posterior, self.temperature, self.code_scale, people)
 
 
 def check_installed(settings: Settings) -> None:

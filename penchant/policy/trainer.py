@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from penchant.attention import attending, current_pack
 from penchant.heads.base import pair_accuracy
 from penchant.policy.batches import TokenPair
+from penchant.policy.codes import PEOPLE, LatentCodes
 from penchant.policy.losses import Loss, PairLogProbs
+from penchant.policy.people import code_likelihood
 from penchant.policy.policy import Policy, PolicyOutput
 from penchant.policy.watch import code_figures
 
@@ -40,8 +42,8 @@ class AlignTrainer(transformers.Trainer):
         reference: the reference's log-probabilities of these pairs; ignored by a loss that needs none.
         arguments: transformers' own.
         kl_weight: the paper's lambda.
-        code_rate: learning rate of codebook, prior and posterior, relative to the other weights'.
-        person: who judged each pair, int [n]; then a person's pairs in a batch share what the posterior infers.
+        code_rate, net_rate: learning rates of the codebook, and of prior and posterior, relative to the other weights'.
+        person: who judged each pair, int [n]; for the posterior "people".
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class AlignTrainer(transformers.Trainer):
         arguments: transformers.TrainingArguments,
         kl_weight: float = 0.05,
         code_rate: float = 1.0,
+        net_rate: float = 1.0,
         person: Sequence[int] | None = None,
     ) -> None:
-        self.loss, self.kl_weight, self.code_rate = loss, kl_weight, code_rate
+        self.loss, self.kl_weight, self.code_rate, self.net_rate = loss, kl_weight, code_rate, net_rate
         known = (reference.chosen, reference.rejected) if reference else (torch.zeros(len(pairs)),) * 2
         judged = person if person is not None else [-1] * len(pairs)
         items: list[Item] = list(zip(pairs, known[0].tolist(), known[1].tolist(), judged, strict=True))
@@ -102,6 +105,10 @@ class AlignTrainer(transformers.Trainer):
         reference = output.log_probs._replace(chosen=chosen, rejected=rejected)
         margins = self.loss.margins(output.log_probs, reference)
         total = self.loss(margins).mean() + self.kl_weight * output.kl.mean()
+        codes = self.policy.codes
+        if isinstance(codes, LatentCodes) and codes.posterior == PEOPLE and output.z is not None:
+            said = code_likelihood(self.loss, margins, output.z, codes.codebook)
+            codes.evidence.index_add_(0, inputs["person"], said)
         self._note(output, reference, margins, g)
         self.stepped = step + 1 - self.first_step
         return (total, {"margins": margins}) if return_outputs else total
@@ -147,16 +154,24 @@ class AlignTrainer(transformers.Trainer):
     # ---- what is learned how fast ---------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with a learning rate of its own for the codes; no weight decay on them."""
+        """AdamW with learning rates of their own for codebook and networks; no weight decay on them.
+
+        The codebook's is large: each code gets but its share of the gradient, and there are few steps.
+        """
         if self.optimizer is None:
             policy = self.policy
-            codes = list(policy.codes.parameters()) if isinstance(policy.codes, nn.Module) else []
-            known = {id(p) for p in codes}
+            latent = policy.codes if isinstance(policy.codes, nn.Module) else nn.Module()
+            codes = list(latent.parameters(recurse=False))
+            nets = [p for net in latent.children() for p in net.parameters()]
+            known = {id(p) for p in (*codes, *nets)}
             others = [p for p in policy.parameters() if p.requires_grad and id(p) not in known]
             rate, decay = self.args.learning_rate, self.args.weight_decay
             groups = [
                 {"params": others, "lr": rate, "weight_decay": decay},
-                {"params": [p for p in codes if p.requires_grad], "lr": rate * self.code_rate, "weight_decay": 0.0},
+                *(
+                    {"params": [p for p in those if p.requires_grad], "lr": rate * times, "weight_decay": 0.0}
+                    for those, times in ((codes, self.code_rate), (nets, self.net_rate))
+                ),
             ]
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             self.optimizer = torch.optim.AdamW(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penchant.errors import InputError
-from penchant.policy.codes import LatentCodes, PairStates, kl_divergence, of_others
+from penchant.policy.codes import LatentCodes, PairStates, kl_divergence
 
 WIDTH = 8
 
@@ -20,7 +20,7 @@ def alive(codes: int = 4, **kwargs: object) -> LatentCodes:
     """Codes whose prior and posterior depend on what they see, as after some training."""
     torch.manual_seed(1)
     made = LatentCodes(WIDTH, codes, **kwargs)  # type: ignore[arg-type]
-    for net in (made.prior_net, made.posterior_net):
+    for net in made.children():
         torch.nn.init.normal_(net[-1].weight)
     return made
 
@@ -84,7 +84,7 @@ def test_draws_follow_the_random_state_and_their_mean_the_weights() -> None:
     first = codes.draw(s, 1.0).z
     torch.manual_seed(0)
     assert torch.equal(first, codes.draw(s, 1.0).z)
-    many = PairStates(*(part.expand(4000, -1) for part in s))
+    many = PairStates(*(part.expand(4000, -1) for part in s[:3]))
     assert torch.allclose(codes.draw(many, 1.0).z.mean(0), codes.expected(s.prompt)[0], atol=0.015)
 
 
@@ -92,9 +92,9 @@ def test_draws_follow_the_random_state_and_their_mean_the_weights() -> None:
 def test_posteriors_see_both_responses(posterior: str, wide: int) -> None:
     codes, s = alive(posterior=posterior), states()
     assert codes.posterior_net[0].in_features == wide * WIDTH
-    whole = codes.posterior_logits(s.chosen, s.rejected)
-    assert not torch.allclose(whole, codes.posterior_logits(s.rejected, s.chosen))
-    assert not torch.allclose(whole, codes.posterior_logits(s.chosen, s.rejected + torch.randn(WIDTH)))
+    whole = codes.posterior_logits(s)
+    assert not torch.allclose(whole, codes.posterior_logits(PairStates(s.prompt, s.rejected, s.chosen)))
+    assert not torch.allclose(whole, codes.posterior_logits(s._replace(rejected=s.rejected + torch.randn(WIDTH))))
 
 
 @pytest.mark.parametrize(
@@ -106,23 +106,25 @@ def test_wrong_arguments_are_one_sentence(arguments: dict[str, object], says: st
         LatentCodes(WIDTH, **arguments)  # type: ignore[arg-type]
 
 
-def test_of_others_is_the_mean_over_the_same_persons_other_pairs() -> None:
-    logits = torch.randn(6, 3)
-    person = torch.tensor([0, 1, 0, 0, 2, 1])
-    found = of_others(logits, person)
-    assert torch.allclose(found[0], logits[[2, 3]].mean(0))
-    assert torch.allclose(found[1], logits[5])
-    assert torch.equal(found[4], logits[4])  # alone
-    changed = logits.clone()
-    changed[0] += 10  # its own pair says nothing to a row
-    assert torch.equal(of_others(changed, person)[0], found[0])
-    assert not torch.equal(of_others(changed, person)[2], found[2])
+def test_the_posterior_people_is_the_prior_times_what_else_a_person_judged() -> None:
+    codes = alive(posterior="people", people=2)
+    codes.evidence += torch.tensor([[5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0]])[:, : codes.codes]
+    s = states(3)._replace(evidence=codes.evidence[torch.tensor([0, 1, 0])])
+    draw = codes.draw(s, 1.0)
+    expected = codes.prior_logits(s.prompt).softmax(-1) * s.evidence.exp()
+    expected = expected / expected.sum(-1, keepdim=True)
+    assert torch.allclose(draw.posterior, expected, atol=1e-6)
+    assert torch.allclose(draw.z, expected @ codes.codebook, atol=1e-6)
+    assert (draw.kl > 0).all()
+    nothing_known = codes.posterior_logits(s._replace(evidence=None)).softmax(-1)
+    assert torch.allclose(nothing_known, codes.prior_logits(s.prompt).softmax(-1))
 
 
-def test_with_persons_the_posterior_is_of_their_other_pairs_and_the_kl_too() -> None:
-    codes, s = alive(), states(4)
-    person = torch.tensor([0, 0, 1, 1])
-    draw = codes.draw(s, 0.0, person)
-    logits = codes.posterior_logits(s.chosen, s.rejected)
-    assert torch.allclose(draw.posterior, logits[[1, 0, 3, 2]].softmax(-1))
-    assert torch.allclose(draw.kl, kl_divergence(logits[[1, 0, 3, 2]], codes.prior_logits(s.prompt)))
+def test_the_posterior_people_teaches_the_prior_by_the_kl_alone() -> None:
+    codes = alive(posterior="people", people=1)
+    draw = codes.draw(states(3)._replace(evidence=torch.randn(3, codes.codes)), 0.5)
+    draw.z.sum().backward(retain_graph=True)
+    assert all(p.grad is None for p in codes.prior_net.parameters())
+    assert codes.codebook.grad is not None
+    draw.kl.sum().backward()
+    assert all(p.grad is not None for p in codes.prior_net.parameters())

@@ -190,19 +190,6 @@ def test_the_reference_is_computed_once_and_cached_by_content(make: Maker, tmp_p
     assert torch.equal(swapped.chosen, first.rejected)
 
 
-def test_who_judged_a_pair_reaches_the_posterior(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_of(make, tmp_path, steps=2)
-    n = len(trainer.train_dataset)  # type: ignore[arg-type]
-    seen: list[torch.Tensor] = []
-    draw = trainer.policy.codes.draw
-    monkeypatch.setattr(trainer.policy.codes, "draw", lambda s, g, person: seen.append(person) or draw(s, g, person))
-    trainer.train_dataset = [(*item[:3], i % 3) for i, item in enumerate(trainer.train_dataset)]  # type: ignore[arg-type]
-    trainer.args.train_sampling_strategy = "sequential"
-    trainer.train()
-    assert seen[0].tolist() == [0, 1, 2, 0]
-    assert n > 8
-
-
 def test_all_weights_are_trained_in_float32_or_not_at_all(tiny_llm: Path) -> None:
     """bf16 weights would swallow AdamW's small steps."""
     for settings in (Settings(lora=0), Settings(lora=0, top_layers=1)):

@@ -1,0 +1,66 @@
+"""Who judged what: each person's evidence on the codes, and a new person's from a few pairs.
+
+Under code k the margin of a pair is, to first order in z,
+
+    m_k = m + dm/dz (e_k - z)
+
+and dm/dz is at hand wherever the loss is: for all K codes it costs one product with the codebook, not K passes of the
+vocabulary's head. log f(m_k) = -loss(m_k) is what the pair says for code k, and a person's evidence is the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from penchant.errors import InputError
+from penchant.policy.batches import TokenPair, batches_of, lay_out
+from penchant.policy.codes import LatentCodes
+from penchant.policy.losses import Loss, PairLogProbs
+from penchant.policy.policy import EVAL_BUDGET, Policy
+
+
+def people_of(pairs: Dataset) -> tuple[list[str], list[int]]:
+    """The people who judged some pairs, sorted, and the number of who judged each; InputError where it is not said."""
+    if "user_id" not in pairs.column_names:
+        raise InputError("the posterior 'people' needs a column user_id, who judged each pair; map it with --columns.")
+    given = pairs["user_id"]
+    if None in given:
+        raise InputError(f"row {given.index(None)} has no user_id, which the posterior 'people' needs; add or drop it.")
+    names = sorted(set(given))
+    number = {name: i for i, name in enumerate(names)}
+    return names, [number[who] for who in given]
+
+
+def code_likelihood(loss: Loss, margins: Tensor, z: Tensor, codebook: Tensor) -> Tensor:
+    """log f(m_k) of b pairs under each of K codes, [b, K], without a gradient.
+
+    Args:
+        margins: [b], differentiable by z.
+        z: [b, d], under which they were had; codebook: [K, d].
+    """
+    (slopes,) = torch.autograd.grad(margins.sum(), z, retain_graph=True)
+    with torch.no_grad():
+        under = margins[:, None] + slopes @ codebook.T - (slopes * z).sum(-1, keepdim=True)
+        return -loss(under)
+
+
+def evidence_of(policy: Policy, loss: Loss, pairs: Sequence[TokenPair], reference: PairLogProbs | None) -> Tensor:
+    """log f(m_k) of n pairs under each code, [n, K], around the prior's expectation; `reference` as in training.
+
+    A person's evidence is the sum over the rows that are theirs.
+    """
+    codes = policy.codes
+    assert isinstance(codes, LatentCodes)
+    found = torch.zeros(len(pairs), codes.codes)
+    for batch in batches_of(pairs, EVAL_BUDGET):
+        with torch.no_grad():
+            states, under = policy.run(lay_out([pairs[i] for i in batch], packed=policy.backbone.packed))
+            z = codes.expected(states.prompt)
+        z.requires_grad_(True)
+        known = PairLogProbs(*(part[batch].to(z.device) for part in reference)) if reference is not None else None
+        found[batch] = code_likelihood(loss, loss.margins(under(z), known), z, codes.codebook.detach()).cpu()
+    return found

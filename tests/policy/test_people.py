@@ -1,0 +1,136 @@
+"""The posterior "people": margins under each code to first order, evidence of who judged what, and its use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from penchant import load_pairs
+from penchant.backbone import load_whole
+from penchant.errors import InputError
+from penchant.policy.align import align_run, make_trainer
+from penchant.policy.batches import TokenPair, token_pairs
+from penchant.policy.build import make_policy
+from penchant.policy.codes import LatentCodes
+from penchant.policy.losses import DPO, IPO, Loss, PairLogProbs, SimPO
+from penchant.policy.people import code_likelihood, evidence_of, people_of
+from penchant.policy.policy import Policy
+from penchant.policy.reference import reference_log_probs
+from penchant.policy.settings import Settings
+from tests.tiny_llm import tiny_pairs
+
+SETTINGS = Settings(posterior="people", codes=4, lora=4, epochs=6, batch_size=4, learning_rate=3e-3, log_steps=1)
+
+
+@pytest.fixture
+def judged() -> Dataset:
+    """Two people who judge the same pairs oppositely."""
+    rows = tiny_pairs(24)
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    return load_pairs([{**row, "user_id": "ann"} for row in rows] + [{**row, "user_id": "bob"} for row in turned])
+
+
+def started(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> tuple[Policy, list[TokenPair], PairLogProbs, Any]:
+    llm, backbone = load_whole(str(tiny_llm), "float32")
+    tokens = token_pairs(backbone, judged)
+    reference, _ = reference_log_probs(Policy(llm, backbone), tokens, tmp_path / "cache")
+    names, person = people_of(judged)
+    policy = make_policy(llm, backbone, SETTINGS, people=names)
+    loss = SETTINGS.make_loss()
+    trainer = make_trainer(
+        policy, loss, tokens, reference, SETTINGS, tmp_path / "run", person=person, show_progress=False
+    )
+    return policy, tokens, reference, trainer
+
+
+@pytest.mark.parametrize("loss", [DPO(), IPO(), SimPO()])
+def test_margins_under_each_code_are_right_to_first_order(
+    tiny_llm: Path, judged: Dataset, tmp_path: Path, loss: Loss
+) -> None:
+    policy, tokens, reference, _ = started(tiny_llm, judged, tmp_path)
+    codes = policy.codes
+    for scale, tolerance in ((1e-2, 1e-2), (1e-3, 1e-3)):  # the error falls with the square of the codes
+        with torch.no_grad():
+            codes.codebook.copy_(scale * torch.randn(4, policy.backbone.width))
+        found = evidence_of(policy, loss, tokens, reference)
+        exact = []
+        for k in range(4):
+            probs = policy.score(tokens, {"": lambda _, k=k: codes.codebook[k : k + 1]})[1][""]
+            exact.append(-loss(loss.margins(probs, reference)))
+        expected = torch.stack(exact, 1)
+        moved = (expected - expected.mean(1, keepdim=True)).norm()
+        assert (found - expected).norm() < tolerance * 10 * moved
+
+
+def test_evidence_is_the_sum_of_what_each_step_said(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> None:
+    policy, _, _, trainer = started(tiny_llm, judged, tmp_path)
+    before = policy.codes.evidence.clone()
+    trainer.train()
+    assert not before.any()
+    assert (policy.codes.evidence < 0).all()  # log-likelihoods of 24 pairs, six times
+
+
+def test_two_people_who_disagree_get_codes_of_their_own(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> None:
+    policy, tokens, reference, trainer = started(tiny_llm, judged, tmp_path)
+    trainer.train()
+    policy.eval()
+    loss = SETTINGS.make_loss()
+    _, found = policy.score(
+        tokens, {"prior": policy.expected, "known": policy.by_posterior}, evidence=policy.known_people(judged)
+    )
+    right = {name: (loss.margins(probs, reference) > 0).float().mean().item() for name, probs in found.items()}
+    assert right["prior"] == pytest.approx(0.5, abs=0.05)  # whoever is right for ann is wrong for bob
+    assert right["known"] > 0.8
+    ann = [i for i, name in enumerate(judged["user_id"]) if name == "ann"]
+    few, rest = ann[:8], ann[8:]
+    said = evidence_of(policy, loss, [tokens[i] for i in few], PairLogProbs(*(p[few] for p in reference))).sum(0)
+    _, new = policy.score([tokens[i] for i in rest], {"": policy.by_posterior}, evidence=said.expand(len(rest), -1))
+    assert (loss.margins(new[""], PairLogProbs(*(p[rest] for p in reference))) > 0).float().mean() > 0.8
+
+
+def test_a_run_ends_with_people_in_the_policy_and_a_new_one_is_the_prior(
+    tiny_llm: Path, judged: Dataset, tmp_path: Path
+) -> None:
+    policy, metrics = align_run(
+        judged, judged, ("a", "b"), SETTINGS, tmp_path / "run", model=str(tiny_llm), cache=tmp_path, show_progress=False
+    )
+    assert metrics["codes"]["accuracy_posterior"]["value"] > metrics["codes"]["accuracy_prior"]["value"] + 0.2
+    again = Policy.from_pretrained(tmp_path / "run" / "policy")
+    assert again.facts["people"] == ["ann", "bob"]
+    assert torch.equal(again.codes.evidence, policy.codes.evidence)
+    assert torch.equal(again.posterior(judged), policy.posterior(judged))
+    stranger = load_pairs([{**row, "user_id": "cleo"} for row in tiny_pairs(4)])
+    assert torch.allclose(again.posterior(stranger), again.prior(stranger["prompt"]), atol=1e-6)
+
+
+def test_checkpoints_of_other_people_are_refused(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> None:
+    saving = Settings(posterior="people", codes=4, lora=4, steps=2, save_steps=1, batch_size=4)
+    given = {"model": str(tiny_llm), "cache": tmp_path, "show_progress": False}
+    align_run(judged, judged, ("a", "b"), saving, tmp_path / "run", **given)  # type: ignore[arg-type]
+    others = load_pairs([{**row, "user_id": "ann"} for row in judged])
+    with pytest.raises(InputError, match="other people"):
+        align_run(others, judged, ("a", "b"), saving, tmp_path / "run", **given)  # type: ignore[arg-type]
+
+
+def test_pairs_that_do_not_say_who_judged_are_refused(judged: Dataset) -> None:
+    with pytest.raises(InputError, match="column user_id"):
+        people_of(judged.remove_columns("user_id"))
+    rows = [dict(row) for row in judged]
+    rows[5]["user_id"] = None
+    with pytest.raises(InputError, match="row 5 has no user_id"):
+        people_of(load_pairs(rows))
+
+
+def test_the_likelihood_has_no_gradient_and_leaves_the_loss_its_own() -> None:
+    codes = LatentCodes(8, 3, posterior="people", people=1)
+    z = (torch.full((2, 3), 1 / 3) @ codes.codebook).requires_grad_()
+    margins = (z * torch.randn(2, 8)).sum(-1)
+    said = code_likelihood(DPO(), margins, z, codes.codebook)
+    assert said.shape == (2, 3)
+    assert not said.requires_grad
+    margins.sum().backward()  # the graph is still there
+    assert codes.codebook.grad is not None
