@@ -21,7 +21,9 @@ from penchant.policy.people import evidence_of
 from penchant.policy.policy import Policy
 
 KNOWN = 8
-"""Pairs that are known of an annotator."""
+"""Pairs that are known of an annotator,"""
+DRAWS = 3
+"""drawn this often at each seed."""
 
 
 def people(
@@ -45,16 +47,21 @@ def people(
     codes = policy.codes
     assert isinstance(codes, LatentCodes)
     rng = np.random.default_rng(seed)
-    rows = {name: rng.permutation(np.flatnonzero(users == name))[:KNOWN] for name in names}
-    eight, network = {}, {}
-    for name, few in rows.items():
-        reference = PairLogProbs(*(column[few] for column in of_pool))
-        eight[name] = evidence_of(policy, loss, [pool[i] for i in few], reference).sum(0)
-        if codes.posterior != PEOPLE:
+    draws = [{name: rng.permutation(np.flatnonzero(users == name))[:KNOWN] for name in names} for _ in range(DRAWS)]
+
+    def by_likelihood(rows: dict[str, Any]) -> dict[str, Tensor]:
+        return {
+            name: evidence_of(policy, loss, [pool[i] for i in few], PairLogProbs(*(c[few] for c in of_pool))).sum(0)
+            for name, few in rows.items()
+        }
+
+    def by_network(rows: dict[str, Any]) -> dict[str, Tensor]:
+        found = {}
+        for name, few in rows.items():
             states = policy.score([pool[i] for i in few], {})[0]
             with torch.no_grad():
-                network[name] = codes.z(codes.posterior_logits(states).mean(0).softmax(-1))
-    others = {name: eight[names[i - 1]] for i, name in enumerate(names)}
+                found[name] = codes.z(codes.posterior_logits(states).mean(0).softmax(-1))
+        return found
 
     def of_test_pairs(by: dict[str, Tensor]) -> Tensor:
         return torch.stack([by[name] for name in tested])
@@ -63,15 +70,19 @@ def people(
         assert states.evidence is not None
         return codes.z((codes.prior_logits(states.prompt).log_softmax(-1) + states.evidence).softmax(-1))
 
-    def right(evidence: Tensor | None, shift: Any) -> list[float]:
+    def right(evidence: Tensor | None, shift: Any) -> Any:
         _, found = policy.score(test, {"": shift}, evidence=evidence)
         margins = loss.margins(found[""], of_test).numpy().astype(float)
-        rows: list[float] = correctness(margins, np.zeros_like(margins)).tolist()
-        return rows
+        return correctness(margins, np.zeros_like(margins))
 
-    made = {"likelihood": right(of_test_pairs(eight), weighed), "other": right(of_test_pairs(others), weighed)}
+    eight = [by_likelihood(rows) for rows in draws]
+    others = {name: eight[0][names[i - 1]] for i, name in enumerate(names)}
+    made = {
+        "likelihood": np.mean([right(of_test_pairs(each), weighed) for each in eight], 0),
+        "other": right(of_test_pairs(others), weighed),
+    }
     if codes.posterior == PEOPLE:
         made["known"] = right(policy.known_people(part.test), weighed)
     else:  # the network's z travels as the evidence does
-        made["posterior"] = right(of_test_pairs(network), lambda states: states.evidence)
-    return {"users": tested.tolist(), **made}
+        made["posterior"] = right(of_test_pairs(by_network(draws[0])), lambda states: states.evidence)
+    return {"users": tested.tolist(), **{way: rows.tolist() for way, rows in made.items()}}

@@ -129,7 +129,8 @@ def setting(metrics: Metrics) -> Section | None:
             ("Trained parameters", f"{count(number_of)}{share}" if finite(number_of) else ""),
             ("Latent codes", count(policy["codes"]) if policy.get("codes") else "none" if "codes" in policy else ""),
             ("Weight of the KL", plain(policy.get("kl_weight")) if policy.get("codes") else ""),
-            ("The posterior sees", escape(latent.get("posterior") or "")),
+            ("The posterior sees", escape(_SEEN.get(latent.get("posterior") or "", ""))),
+            ("People", count(len(policy["people"])) if policy.get("people") else ""),
             ("Temperature of the draws", plain(latent.get("temperature"))),
         ]
     )
@@ -166,7 +167,20 @@ def codes(metrics: Metrics) -> Section | None:
         "which was chosen: where it is far ahead, the codes hold what no prompt tells "
         f"(a warning is given from {100 * MOST_GAP:.0f} points on)."
     )
+    if part(metrics, "policy").get("people"):
+        says = (
+            "For somebody new z comes from the prior, which sees the prompt alone. The posterior knows who judged each "
+            "pair, by that person's training pairs, and not which response was chosen."
+        )
     return section("latent-codes", "Latent codes", says, forest + plot, data + listed)
+
+
+_SEEN = {
+    "concat": "both responses",
+    "difference": "the difference of both responses",
+    "both": "both responses and their difference",
+    "people": "what else the same person judged",
+}
 
 
 def examples(metrics: Metrics) -> Section | None:

@@ -131,7 +131,8 @@ def summary(metrics: dict[str, Any]) -> str:
     overall, codes, cost = metrics["accuracy"]["overall"], metrics.get("codes"), metrics["cost"]
     figures = {"policy": overall, **metrics["baselines"]}
     if codes:
-        figures["policy, its posterior told the label"] = codes["accuracy_posterior"]
+        told = "told who judged" if metrics["policy"].get("people") else "its posterior told the label"
+        figures[f"policy, {told}"] = codes["accuracy_posterior"]
     width = max(map(len, figures))
     lines = [f"implicit reward right on {overall['n']:,} held-out pairs (95% interval over prompts)"]
     lines += [

@@ -35,20 +35,28 @@ Code = str | int | Sequence[float] | NDArray[Any] | Tensor
 
 
 @torch.no_grad()
-def choose_z(policy: Policy, prompts: Sequence[Text], code: Code = "expectation", seed: int = 0) -> Tensor | None:
+def choose_z(
+    policy: Policy,
+    prompts: Sequence[Text],
+    code: Code = "expectation",
+    seed: int = 0,
+    evidence: Tensor | None = None,
+) -> Tensor | None:
     """z [n, d] of each prompt, float32; None for a policy without codes.
 
     Args:
         code: "expectation", the mean of the codebook under the prior; "best", the prior's likeliest code; "sample", a
             code drawn from the prior, which depends on `seed` and the prompt alone; the number of one code; or K
             weights, none negative, that sum to one. The last two are the same for all prompts.
+        evidence: [K], each code's log-likelihood by the pairs of whoever asks (`Policy.evidence_on`, `evidence_of`):
+            in place of the prior then stands prior times likelihood.
 
     Any other latent than `LatentCodes` has its expectation alone.
 
     Raises:
-        InputError: there is no such code, the weights are none, or a code was asked of a policy that has none.
+        InputError: there is no such code, the weights are none, or codes were asked of a policy that has none.
     """
-    prior_alone = isinstance(code, str) and code == "expectation"
+    prior_alone = isinstance(code, str) and code == "expectation" and evidence is None
     if policy.codes is None and prior_alone:
         return None
     if not isinstance(policy.codes, LatentCodes) and not prior_alone:
@@ -59,9 +67,12 @@ def choose_z(policy: Policy, prompts: Sequence[Text], code: Code = "expectation"
     if not isinstance(code, str):
         weights = fixed_weights(code, policy.codes.codes).expand(len(prompts), -1)
     elif code in FROM_PRIOR:
-        prior = policy.prior(prompts)
-        chosen = prior.argmax(-1) if code == "best" else _drawn(policy.backbone.chat, prompts, prior, seed)
-        weights = F.one_hot(chosen, policy.codes.codes)
+        weights = policy.prior(prompts)
+        if evidence is not None:
+            weights = (weights.log() + evidence.cpu()).softmax(-1)
+        if code != "expectation":
+            chosen = weights.argmax(-1) if code == "best" else _drawn(policy.backbone.chat, prompts, weights, seed)
+            weights = F.one_hot(chosen, policy.codes.codes)
     else:
         raise InputError(f"code {code!r} is not {', '.join(FROM_PRIOR)}, the number of a code or a weight for each.")
     z = policy.codes.z(weights.to(policy.codes.codebook))
@@ -95,6 +106,7 @@ def generate(
     prompts: Sequence[Text],
     *,
     code: Code = "expectation",
+    evidence: Tensor | None = None,
     answers: int = 1,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -102,14 +114,14 @@ def generate(
     seed: int = 0,
     show_progress: bool = False,
 ) -> list[list[str]]:
-    """`answers` texts for each prompt, in the prompts' order, under z = `choose_z(policy, prompts, code, seed)`.
+    """`answers` texts for each prompt, in the prompts' order, under z as `choose_z` has it.
 
     `Generator` samples them side by side; a model that it refuses answers prompt by prompt with transformers' own
     `generate`. An answer ends with a special token or after `max_new_tokens`, and depends on nothing but the seed and
     its prompt. The policy is left as it was: what was trained can be trained on.
 
     Args:
-        code: which codes speak, see `choose_z`.
+        code, evidence: which codes speak, and what is known of who asks, see `choose_z`.
         temperature: 0 takes the likeliest token.
         top_p: tokens are drawn from the fewest likeliest that reach this probability, at most 200.
 
@@ -121,7 +133,7 @@ def generate(
     if not prompts:
         return []
     model = whole_model(policy)
-    z = choose_z(policy, prompts, code, seed)
+    z = choose_z(policy, prompts, code, seed, evidence)
     with _undisturbed(model):
         try:
             generator = Generator(model, policy.backbone)

@@ -12,7 +12,7 @@ from penchant.chat import Text
 from penchant.evaluate import accuracy, accuracy_interval, baselines, correctness
 from penchant.pairs import prompt_groups, to_text
 from penchant.policy.batches import TokenPair
-from penchant.policy.codes import LatentCodes
+from penchant.policy.codes import PEOPLE, LatentCodes
 from penchant.policy.generate import generate
 from penchant.policy.losses import Loss, PairLogProbs
 from penchant.policy.policy import Policy
@@ -62,7 +62,9 @@ def evaluate_policy(
             "accuracy_prior": by["prior"],
             "accuracy_posterior": by["posterior"],
             "gap": gap,
-            "warnings": warnings(figures, by["prior"]["value"], by["posterior"]["value"]),
+            "warnings": warnings(
+                figures, by["prior"]["value"], by["posterior"]["value"], policy.codes.posterior == PEOPLE
+            ),
         }
     return metrics
 

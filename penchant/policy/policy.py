@@ -186,11 +186,17 @@ class Policy(nn.Module):
         """Evidence [n, K] on who judged each pair, zeros for who is new; None without the posterior "people"."""
         if not isinstance(self.codes, LatentCodes) or self.codes.posterior != PEOPLE:
             return None
-        names = {name: i for i, name in enumerate(self.facts["people"])}
-        given = pairs["user_id"] if "user_id" in pairs.column_names else [None] * len(pairs)
-        none = torch.zeros(self.codes.codes)
-        evidence = self.codes.evidence.detach().float().cpu()
-        return torch.stack([evidence[names[who]] if who in names else none for who in given])
+        names = set(self.facts["people"])
+        given: list[Any] = pairs["user_id"] if "user_id" in pairs.column_names else [None] * len(pairs)
+        return torch.stack([self.evidence_on(who) if who in names else torch.zeros(self.codes.codes) for who in given])
+
+    def evidence_on(self, person: str) -> Tensor:
+        """Evidence [K] on someone whose pairs were trained on, for `generate`; InputError for anyone else."""
+        codes, names = self._codes(), self.facts["people"]
+        if person not in names:
+            told = f"it knows {', '.join(names[:5])}" if names else "train with --posterior people"
+            raise InputError(f"this policy knows nobody called {person!r}; {told}.")
+        return codes.evidence[names.index(person)].detach().float().cpu()
 
     @torch.no_grad()
     def prior(self, prompts: Sequence[Text]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from penchant.errors import InputError
 from penchant.pairs import describe, prompt_groups, to_text
 from penchant.policy.agreement import SHUFFLES, agreement
-from penchant.policy.codes import LatentCodes
+from penchant.policy.codes import PEOPLE, LatentCodes
 from penchant.policy.generate import generate
 from penchant.policy.policy import Policy
 from penchant.policy.watch import LEAST_KL, best_codes, code_figures, warnings
@@ -118,7 +118,7 @@ def read_codes(
         "policy": {name: policy.facts.get(name) for name in ("base", "loss", "beta")} | {"codes": codes.codes},
         "data": describe(pairs),
         "figures": figures,
-        "warnings": warnings(figures),
+        "warnings": warnings(figures, people=codes.posterior == PEOPLE),
         "codes": [facts(int(k)) for k in order],
         "shown": shown,
         "switched_prompts": len(spread),

@@ -66,19 +66,25 @@ def best_codes(weights: Any) -> Array:
 
 
 def warnings(
-    figures: Mapping[str, Any], accuracy_prior: float | None = None, accuracy_posterior: float | None = None
+    figures: Mapping[str, Any],
+    accuracy_prior: float | None = None,
+    accuracy_posterior: float | None = None,
+    people: bool = False,
 ) -> list[str]:
     """What is wrong with a policy's codes, one sentence each: what it means and what to try. Empty if nothing is.
 
     Args:
         figures: what `code_figures` returned for held-out pairs.
         accuracy_prior, accuracy_posterior: shares of those pairs ordered rightly with z from either.
+        people: the posterior knows who judged and not which response was chosen, so what it adds is what it is for.
 
     A single code cannot fail, and no warning is given for fewer than LEAST_PROMPTS rows.
     """
     codes = len(figures["usage"])
     if codes == 1 or figures["n"] < LEAST_PROMPTS:
         return []
+    if people:
+        return _of_people(figures, accuracy_prior, accuracy_posterior)
     said = []
     kl, perplexity, top = figures.get("kl"), figures["perplexity"], figures["top_share"]
     constant = figures["prior_spread"] < LEAST_KL
@@ -105,6 +111,22 @@ def warnings(
             f"The posterior is {gap:.1f} points better than the prior: it sees which response was chosen, and what the"
             " codes learn from that cannot be told from a prompt at inference; try a larger kl_weight, fewer codes or a"
             " longer training, or infer the code from some of a person's own pairs."
+        )
+    return said
+
+
+def _of_people(figures: Mapping[str, Any], by_prior: float | None, by_posterior: float | None) -> list[str]:
+    said = []
+    kl = figures.get("kl")
+    if kl is not None and kl < LEAST_KL:
+        said.append(
+            f"Who judged moves the codes by {kl:.2g} nats: no person's taste was told from another's; give more pairs a"
+            " person, train longer, or check that the people disagree at all."
+        )
+    elif by_prior is not None and by_posterior is not None and by_posterior <= by_prior:
+        said.append(
+            f"Knowing who judged does not help on held-out pairs ({100 * (by_posterior - by_prior):+.1f} points): the"
+            " codes learned what sets people's training pairs apart and not their taste; give more pairs a person."
         )
     return said
 
