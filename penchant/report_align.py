@@ -129,7 +129,7 @@ def setting(metrics: Metrics) -> Section | None:
             ("Trained parameters", f"{count(number_of)}{share}" if finite(number_of) else ""),
             ("Latent codes", count(policy["codes"]) if policy.get("codes") else "none" if "codes" in policy else ""),
             ("Weight of the KL", plain(policy.get("kl_weight")) if policy.get("codes") else ""),
-            ("The posterior sees", escape(_SEEN.get(latent.get("posterior") or "", ""))),
+            ("The posterior sees", escape(_SEEN.get(seen := latent.get("posterior") or "", seen))),
             ("People", count(len(policy["people"])) if policy.get("people") else ""),
             ("Temperature of the draws", plain(latent.get("temperature"))),
         ]
@@ -148,14 +148,14 @@ def codes(metrics: Metrics) -> Section | None:
     named = {"z from the prior": found.get("accuracy_prior"), "z from the posterior": found.get("accuracy_posterior")}
     forest, data = intervals("Share of test pairs right, by where z comes from", named, "z from the prior")
     usage = sorted((share for share in found.get("usage") or [] if finite(share)), reverse=True)
-    plot = bars(usage, "Prompts by their best code, largest first") if usage else ""
+    plot = bars(usage, "Pairs by their prompt's best code, largest first") if usage else ""
     listed = facts(
         [
             (
                 "Codes in use (perplexity of the mean prior)",
                 f"{number(found.get('perplexity'))} of {count(len(usage))}",
             ),
-            ("Prompts on the most frequent best code", percent(found.get("top_share"))),
+            ("Pairs on the most frequent best code", percent(found.get("top_share"))),
             ("KL of posterior from prior", f"{number(found.get('kl'))} nats"),
             ("What a prompt tells on its code", f"{number(found.get('prior_spread'))} nats"),
             ("Entropy of the prior", f"{number(found.get('prior_entropy'))} nats a prompt"),

@@ -1,4 +1,4 @@
-"""Looking after the latent stores below one root: list them, check every shard, remove what is no longer wanted."""
+"""Looking after what a cache holds, latent stores and states of frozen layers: list, check shards, remove."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from penchant.store import RECIPE_FILE, list_shards, read_recipe
 from penchant.store_shard import SUFFIX, BadShard, load_shard, shard_rows, stamp_of
 
 DAY = 24 * 3600.0
+TRUNKS = "trunk"
+"""Folder of the states of layers that `penchant align --top_layers` keeps frozen, a file for each set of pairs."""
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """One store as `list_stores` finds it, without checking a shard."""
+    """One store as `list_stores` finds it, without checking a shard; or a file with states of frozen layers."""
 
     path: Path
     recipe: Recipe | None
-    """None where recipe.json is missing or damaged."""
+    """None where recipe.json is missing or damaged, and of states."""
     rows: int
     """Latents in all shards; one that stands in two shards counts twice."""
     bytes: int
@@ -32,12 +34,22 @@ class StoreInfo:
 
     @property
     def fingerprint(self) -> str:
-        return self.path.name
+        return self.path.stem
+
+    @property
+    def is_states(self) -> bool:
+        return self.path.parent.name == TRUNKS
 
 
 def list_stores(root: Path | str) -> list[StoreInfo]:
-    """All stores below `root`, the most recently used first; none if there is no such folder."""
-    return sorted((_info(folder) for folder in _folders(root)), key=lambda info: -info.last_used)
+    """All stores and states below `root`, the most recently used first; none if there is no such folder."""
+    found = [_info(folder) for folder in _folders(root)]
+    states = (path for path in Path(root).expanduser().glob(f"{TRUNKS}/*") if re.fullmatch("[0-9a-f]{32}", path.stem))
+    for path in states:
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append(StoreInfo(path, None, 0, stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda info: -info.last_used)
 
 
 def verify(root: Path | str) -> list[BadShard]:
@@ -67,7 +79,7 @@ def prune(
 ) -> list[StoreInfo]:
     """Remove stores below `root` and say which: those not used for so many days, the one named, both, or all.
 
-    Only files that Penchant writes are deleted, and only in folders named by 32 hex digits that are no links. Raises
+    Only files that Penchant writes are deleted: in folders named by 32 hex digits that are no links, and states. Raises
     InputError if nothing, or no store, is named.
     """
     if everything == (older_than_days is not None or fingerprint is not None):
@@ -84,7 +96,10 @@ def prune(
     if older_than_days is not None:
         stores = [info for info in stores if info.last_used < time.time() - older_than_days * DAY]
     for info in stores:
-        _remove(info.path)
+        if info.is_states:
+            info.path.unlink(missing_ok=True)
+        else:
+            _remove(info.path)
     return stores
 
 

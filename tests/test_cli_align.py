@@ -21,7 +21,7 @@ from tests.tiny_llm import save_tiny_llm, tiny_pairs
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("align")
     save_tiny_llm(folder / "llm")
-    rows = [{**row, "source": "ab"[i % 2]} for i, row in enumerate(tiny_pairs(60))]
+    rows = [{**row, "source": "ab"[i % 2], "user_id": "uvw"[i % 3]} for i, row in enumerate(tiny_pairs(60))]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -67,11 +67,13 @@ def test_the_saved_policy_gives_the_accuracy_that_was_reported(work: Path) -> No
     assert not torch.equal(plain.chosen, moved.chosen)
 
 
+@pytest.mark.parametrize("posterior", ["concat", "people"])
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_numbers(
-    work: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, monkeypatch: pytest.MonkeyPatch, posterior: str
 ) -> None:
-    more = ("--steps", "8", "--save_steps", "2", "--learning_rate", "5e-3")
-    assert run(work, "whole", *more) == 0
+    more = ("--steps", "8", "--save_steps", "2", "--learning_rate", "5e-3", "--posterior", posterior)
+    again, whole = f"{posterior}-again", f"{posterior}-whole"
+    assert run(work, whole, *more) == 0
 
     class Stopped(Exception):
         pass
@@ -86,15 +88,24 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_numbers(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(align_module.AlignTrainer, "training_step", stopping)
-    assert run(work, "again", *more) == 130
+    assert run(work, again, *more) == 130
     monkeypatch.setattr(align_module.AlignTrainer, "training_step", step)
-    assert (work / "again" / "checkpoints" / "checkpoint-4").is_dir()
-    assert run(work, "again", *more) == 0
-    whole, again = (metrics(work, name) for name in ("whole", "again"))
-    assert [row["loss"] for row in again["history"]] == [row["loss"] for row in whole["history"]]
-    assert again["accuracy"] == whole["accuracy"]
-    files = [(work / name / "policy" / "codes.safetensors").read_bytes() for name in ("whole", "again")]
+    assert (work / again / "checkpoints" / "checkpoint-4").is_dir()
+    assert run(work, again, *more) == 0
+    one, other = (metrics(work, name) for name in (whole, again))
+    assert [row["loss"] for row in other["history"]] == [row["loss"] for row in one["history"]]
+    assert other["accuracy"] == one["accuracy"]
+    files = [(work / name / "policy" / "codes.safetensors").read_bytes() for name in (whole, again)]
     assert files[0] == files[1]
+
+
+def test_people_are_told_apart_where_it_is_known_who_judged(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(work, "people", "--posterior", "people", "--steps", "2") == 0
+    assert "policy, told who judged" in capsys.readouterr().out
+    assert metrics(work, "people")["policy"]["people"] == ["u", "v", "w"]
+    page = (work / "people" / "report.html").read_text()
+    assert "what else the same person judged" in page
+    assert main(["codes", str(work / "people"), str(work / "pairs.jsonl"), "--prompts", "0"]) == 0
 
 
 def test_without_codes_and_with_all_weights(work: Path) -> None:
@@ -105,10 +116,17 @@ def test_without_codes_and_with_all_weights(work: Path) -> None:
     assert (work / "all" / "policy" / "model" / "model.safetensors").is_file()
 
 
-def test_only_the_top_layers(work: Path) -> None:
+def test_only_the_top_layers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(work, "top", "--top_layers", "1", "--steps", "2") == 0
     assert metrics(work, "top")["policy"]["top_layers"] == 1
-    assert list((work / "cache" / "trunk").glob("*.states"))
+    (states,) = (work / "cache" / "trunk").glob("*.states")
+    capsys.readouterr()
+    assert main(["cache", "list", "--cache", str(work / "cache")]) == 0
+    assert f"{states.stem} " in (said := capsys.readouterr().out)
+    assert "states of frozen layers" in said
+    assert main(["cache", "prune", "--cache", str(work / "cache"), "--fingerprint", states.stem]) == 0
+    assert not states.exists()
+    assert list((work / "cache").glob("*/*"))  # the reference's log-probabilities are still there
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_curves_are_described_and_stand_where_their_values_say(metrics, tmp_path
     described = " ".join(a.get("aria-label", "") for tag, a in page.tags if tag == "svg")
     for says in ("training loss: 0.683 at 5", "KL of posterior from prior: 0.001 at 5", "0.493 at 100"):
         assert says in described, says
-    assert "Prompts by their best code, largest first: 0.41, 0.25" in described
+    assert "Pairs by their prompt's best code, largest first: 0.41, 0.25" in described
     heights = [float(tag["height"]) for name, tag in page.tags if tag.get("class") == "bar"]
     assert heights == pytest.approx([96 * u / 0.41 for u in metrics["codes"]["usage"]], abs=0.1)
 

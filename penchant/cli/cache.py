@@ -1,4 +1,4 @@
-"""`penchant cache`: what the cache of latents holds, and its care."""
+"""`penchant cache`: what the cache of latents and of frozen layers' states holds, and its care."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def cache(
         for store in list_stores(root):
             recipe = store.recipe
             what = f"{recipe.model} {','.join(recipe.views)} {recipe.dtype}" if recipe else "unreadable recipe"
-            print(f"{store.fingerprint}  {store.rows:>9,} rows  {store.bytes / 2**20:>8,.1f} MiB  {what}")
+            rows = f"{store.rows:>9,} rows"
+            if store.is_states:
+                rows, what = " " * 14, "states of frozen layers (align --top_layers)"
+            print(f"{store.fingerprint}  {rows}  {store.bytes / 2**20:>8,.1f} MiB  {what}")
         print(root)
     elif action == "verify":
         bad = verify(root)

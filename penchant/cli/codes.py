@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from penchant.errors import InputError
 from penchant.pairs import load_pairs
-from penchant.policy.policy import Policy, read_config
+from penchant.policy.policy import Policy
 from penchant.policy.reading import ANSWER_TOKENS, PROMPTS, read_codes
+from penchant.policy.saving import read_config
 from penchant.report_codes import shown_codes, write_codes
 from penchant.runs import peak_memory_mb, versions
 

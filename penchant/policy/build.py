@@ -22,6 +22,7 @@ from penchant.policy.settings import Settings
 from penchant.policy.trainer import checkpointing
 from penchant.policy.trunk import Trunk
 from penchant.store import default_root
+from penchant.store_admin import TRUNKS
 
 
 def make_trunk(
@@ -33,7 +34,7 @@ def make_trunk(
     if not 0 < settings.top_layers < backbone.depth:
         most = backbone.depth - 1
         raise InputError(f"top_layers is {settings.top_layers}; give 1 to {most}, as this LLM has {most + 1} layers.")
-    return Trunk(backbone, backbone.depth - settings.top_layers, pairs, Path(cache or default_root()) / "trunk")
+    return Trunk(backbone, backbone.depth - settings.top_layers, pairs, Path(cache or default_root()) / TRUNKS)
 
 
 def make_policy(

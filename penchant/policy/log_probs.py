@@ -7,10 +7,14 @@ token's log-probability by its hidden state is worked out on the spot, and nothi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from penchant.policy.losses import PairLogProbs
 
 CHUNK_NUMBERS = 1 << 24
 """Logits held at once."""
@@ -33,7 +37,7 @@ class Vocabulary(NamedTuple):
     def logits(self, states: Tensor) -> Tensor:
         """Float32 [t, v] of states [t, d]."""
         weight, bias = self.head.weight, self.head.bias
-        return _logits(states.to(weight.dtype), weight, bias, self.scale, self.cap)[0]
+        return _logits(nn.functional.linear(states.to(weight.dtype), weight, bias).float(), self.scale, self.cap)[0]
 
     def log_probs(
         self, states: Tensor, targets: Tensor, z: Tensor | None = None, owner: Tensor | None = None
@@ -57,6 +61,56 @@ class Vocabulary(NamedTuple):
         )
         return found
 
+    @torch.no_grad()
+    def log_probs_under(
+        self, states: Tensor, targets: Tensor, shifts: Sequence[Tensor | None], owner: Tensor
+    ) -> list[Tensor]:
+        """`log_probs` under several z [b, d], without derivatives: W h is worked out once for all of them."""
+        weight, bias = self.head.weight, self.head.bias
+        each = [nn.functional.linear(z.to(weight.dtype), weight).float() if z is not None else None for z in shifts]
+        found = [torch.empty(len(states), device=states.device) for _ in shifts]
+        chunks = _chunks(len(states), len(weight))
+        room = _Room.of(weight, chunks)
+        for rows in chunks:
+            product = room.multiply(states[rows].to(weight.dtype), weight, bias)
+            for said, moved in zip(found, each, strict=True):
+                logits, _ = _logits(room.copy(product), self.scale, self.cap, _of(moved, owner, rows))
+                said[rows] = _softmax(logits, targets[rows])[0]
+        return found
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The responses of b pairs after a run of the LLM, what is left being the vocabulary's head."""
+
+    vocabulary: Vocabulary
+    states: Tensor
+    """[r, d], those that predict the responses' tokens."""
+    targets: Tensor
+    """Int [r], these tokens."""
+    owner: Tensor
+    """Int [r], as in `Layout`."""
+    b: int
+
+    def __call__(self, z: Tensor | None) -> PairLogProbs:
+        """Log-probabilities under z [b, d] or [1, d], or under none, with derivatives."""
+        return self._sums(self.vocabulary.log_probs(self.states, self.targets, self._whole(z), self.owner % self.b))
+
+    def each(self, shifts: Mapping[str, Tensor | None]) -> dict[str, PairLogProbs]:
+        """The same under each z, by its name, without derivatives and at little more than the cost of one."""
+        whole = [self._whole(z) for z in shifts.values()]
+        found = self.vocabulary.log_probs_under(self.states, self.targets, whole, self.owner % self.b)
+        return dict(zip(shifts, map(self._sums, found), strict=True))
+
+    def _whole(self, z: Tensor | None) -> Tensor | None:
+        return z.expand(self.b, -1) if z is not None else None
+
+    def _sums(self, each: Tensor) -> PairLogProbs:
+        b = self.b
+        counts = torch.bincount(self.owner, minlength=2 * b).clamp(min=1)  # none where nothing predicts the only token
+        sums = torch.zeros(2 * b, device=each.device).index_add(0, self.owner, each)
+        return PairLogProbs(sums[:b], sums[b:], counts[:b], counts[b:])
+
 
 class _Room(NamedTuple):
     """Memory for a chunk's logits, used again for every chunk: fresh pages would cost as much as the softmax."""
@@ -69,22 +123,21 @@ class _Room(NamedTuple):
         shape = (chunks[0].stop if chunks else 0, len(weight))
         return cls(weight.new_empty(shape), weight.new_empty(shape, dtype=torch.float32))
 
+    def multiply(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """W h + b, in the model's number type."""
+        product: Tensor = torch.mm(h, weight.T, out=self.product[: len(h)])
+        return product if bias is None else product.add_(bias)
 
-def _logits(
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    cap: float | None,
-    shift: Tensor | None = None,
-    room: _Room | None = None,
-) -> tuple[Tensor, Tensor | float]:
-    """Logits [t, v] of W h + b + shift, and their derivative by that: one number, or [t, v] under a soft cap."""
-    if room is None:
-        raw = nn.functional.linear(h, weight, bias).float()
-    else:
-        product = torch.mm(h, weight.T, out=room.product[: len(h)])
-        raw = room.logits[: len(h)].copy_(product if bias is None else product.add_(bias))
+    def copy(self, product: Tensor) -> Tensor:
+        """The same in float32."""
+        return self.logits[: len(product)].copy_(product)
+
+
+def _logits(raw: Tensor, scale: float, cap: float | None, shift: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
+    """Logits [t, v] of raw + shift, and their derivative by that: one number, or [t, v] under a soft cap.
+
+    They may stand in the memory of `raw`, float32.
+    """
     if shift is not None:
         raw += shift
     if scale != 1:
@@ -118,7 +171,8 @@ class _LogProbs(torch.autograd.Function):
         chunks = _chunks(len(states), len(weight))
         room = _Room.of(weight, chunks)
         for rows in chunks:
-            logits, slope = _logits(states[rows], weight, bias, scale, cap, _of(shifts, owner, rows), room)
+            raw = room.copy(room.multiply(states[rows], weight, bias))
+            logits, slope = _logits(raw, scale, cap, _of(shifts, owner, rows))
             found[rows], p = _softmax(logits, targets[rows])
             if slopes is not None:
                 residual = _residual(p, targets[rows], slope)
@@ -140,7 +194,8 @@ class _LogProbs(torch.autograd.Function):
         chunks = _chunks(len(states), len(weight))
         room = _Room.of(weight, chunks)
         for rows in chunks:
-            logits, slope = _logits(states[rows], weight, bias, ctx.scale, ctx.cap, _of(shifts, owner, rows), room)
+            raw = room.copy(room.multiply(states[rows], weight, bias))
+            logits, slope = _logits(raw, ctx.scale, ctx.cap, _of(shifts, owner, rows))
             by_raw = _residual(_softmax(logits, targets[rows])[1], targets[rows], slope) * gradient[rows, None]
             by_states[rows] = by_raw.to(weight.dtype) @ weight
             read = states[rows] if z is None else states[rows] + z[owner[rows]]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from penchant.backbone import PROBE_TOLERANCE, Backbone, load_whole
+from penchant.backbone import PROBE_TOLERANCE, Backbone
 from penchant.chat import Text
-from penchant.errors import InputError, RecipeMismatch
+from penchant.errors import InputError
+from penchant.policy import saving
 from penchant.policy.batches import Layout, TokenPair, batches_of, lay_out, token_pairs
 from penchant.policy.codes import PEOPLE, LatentCodes, PairStates
-from penchant.policy.log_probs import Vocabulary
+from penchant.policy.log_probs import Responses, Vocabulary
 from penchant.policy.losses import PairLogProbs
 from penchant.policy.trunk import Trunk
 from penchant.workers import run_batches
@@ -77,24 +76,17 @@ class Policy(nn.Module):
         """logits = lm_head(h + z), before what some models do to them."""
         return self.vocabulary.head
 
-    def run(self, layout: Layout) -> tuple[PairStates, Callable[[Tensor | None], PairLogProbs]]:
-        """The last hidden states of a layout's pairs, and their log-probabilities under any z [b, d] or [1, d]."""
+    def run(self, layout: Layout) -> tuple[PairStates, Responses]:
+        """The last hidden states of a layout's pairs, and their responses, whose log-probabilities depend on z."""
         device = self.backbone.device
         states = self.trunk.final_states(layout.trees) if self.trunk else self.backbone.final_states(layout.trees)
         b = len(layout.prompt)
         prompt = states[layout.prompt.to(device)] * (layout.prompt >= 0)[:, None].to(device)
         last = states[layout.last.to(device)]
-        owner = layout.owner.to(device)
-        read, targets = states[layout.before.to(device)], layout.targets.to(device)
-        counts = torch.bincount(owner, minlength=2 * b).clamp(min=1)  # none where nothing predicts the only token
-
-        def under(z: Tensor | None) -> PairLogProbs:
-            shift = z.expand(b, -1) if z is not None else None
-            each = self.vocabulary.log_probs(read, targets, shift, owner % b)
-            sums = torch.zeros(2 * b, device=device).index_add(0, owner, each)
-            return PairLogProbs(sums[:b], sums[b:], counts[:b], counts[b:])
-
-        return PairStates(prompt, last[:b], last[b:]), under
+        responses = Responses(
+            self.vocabulary, states[layout.before.to(device)], layout.targets.to(device), layout.owner.to(device), b
+        )
+        return PairStates(prompt, last[:b], last[b:]), responses
 
     def forward(
         self, pairs: Sequence[TokenPair], g: float = 1.0, watch: bool = False, person: Tensor | None = None
@@ -109,7 +101,7 @@ class Policy(nn.Module):
         watched = {}
         if watch and isinstance(self.codes, LatentCodes):
             with torch.no_grad():
-                watched = {"prior": under(self.expected(states)), "posterior": under(self.by_posterior(states))}
+                watched = under.each({"prior": self.expected(states), "posterior": self.by_posterior(states)})
         return PolicyOutput(under(draw.z), draw.kl, draw.prior, draw.posterior, draw.z, watched)
 
     def expected(self, states: PairStates) -> Tensor | None:
@@ -156,7 +148,7 @@ class Policy(nn.Module):
                 states, under = self.run(lay_out([pairs[i] for i in batch], packed=self.backbone.packed))
                 if evidence is not None:
                     states = states._replace(evidence=evidence[batch])
-                made = {name: under(shift(states)) for name, shift in shifts.items()}
+                made = under.each({name: shift(states) for name, shift in shifts.items()})
                 cpu = {name: PairLogProbs(*(part.cpu() for part in probs)) for name, probs in made.items()}
                 return PairStates(
                     *(part.float().cpu() for part in (states.prompt, states.chosen, states.rejected))
@@ -246,18 +238,7 @@ class Policy(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, codes.safetensors where there are codes, and adapter/ (LoRA) or model/ (all weights)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
-        if isinstance(self.codes, nn.Module):
-            tensors = {name: value.contiguous() for name, value in self.codes.state_dict().items()}
-            save_file(tensors, folder / "codes.safetensors")
-        model: Any = self.model
-        if self.facts["lora"] is not None:
-            model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # no adapter is on them
-        else:
-            model.save_pretrained(folder / "model")
-            self.backbone.chat.tokenizer.save_pretrained(folder / "model")
+        saving.save(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: str | None = None) -> Policy:
@@ -265,40 +246,11 @@ class Policy(nn.Module):
 
         Raises InputError where there is no policy, RecipeMismatch where the base model is not the one it was made on.
         """
-        config = read_config(folder)
-        folder = Path(folder)
-        name = str(folder / "model") if config["lora"] is None else config["base"]
-        model: Any
-        model, backbone = load_whole(name, dtype or config["dtype"], config["asked_revision"], config["max_length"])
-        if config["lora"] is not None:
-            if backbone.revision != config["revision"]:
-                raise RecipeMismatch(
-                    f"{folder} was trained on {config['base']!r} {config['revision'][:12]}, here that is"
-                    f" {backbone.revision[:12]}; get the same weights."
-                )
-            model = load_adapter(model, folder)
-        codes = None
-        if config["latent"]:
-            codes = LatentCodes(backbone.width, **config["latent"], people=len(config["people"])).to(backbone.device)
-            codes.load_state_dict(load_file(folder / "codes.safetensors"))
-        return cls(model, backbone, codes, config).eval().requires_grad_(False)
+        return cls(*saving.load(Path(folder), dtype)).eval().requires_grad_(False)
 
     def load_state(self, folder: str | Path) -> None:
         """Put the weights of a saved policy of the same shape into this one, as resuming does."""
-        folder = Path(folder)
-        if self.codes is not None:
-            self.codes.load_state_dict(load_file(folder / "codes.safetensors"))
-        if self.facts["lora"] is not None:
-            from peft import set_peft_model_state_dict
-
-            set_peft_model_state_dict(self.model, load_file(folder / "adapter" / "adapter_model.safetensors"))
-            return
-        files = sorted((folder / "model").glob("*.safetensors"))
-        found = {k: v for file in files for k, v in load_file(file).items()}
-        left = self.model.load_state_dict(found, strict=False)
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        if left.unexpected_keys or set(left.missing_keys) - tied:
-            raise InputError(f"{folder} was saved under other names of weights than this model has; start a new --out.")
+        saving.load_state(self, Path(folder))
 
 
 def _columns(rows: list[list[Tensor]]) -> list[Tensor]:
@@ -307,22 +259,3 @@ def _columns(rows: list[list[Tensor]]) -> list[Tensor]:
 
 def _constant(z: Tensor) -> Shift:
     return lambda _: z
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a saved policy; InputError where there is none."""
-    path = Path(folder, "config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    if "loss" not in config or "base" not in config:
-        raise InputError(f"{folder} holds no policy; give the folder `policy` that penchant align wrote.")
-    return dict(config)
-
-
-def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    from peft import PeftModel
-
-    adapted: nn.Module = PeftModel.from_pretrained(model, folder / "adapter")
-    return adapted

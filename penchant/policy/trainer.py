@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from penchant.attention import attending, current_pack
 from penchant.heads.base import pair_accuracy
 from penchant.policy.batches import TokenPair
+from penchant.policy.checkpoints import STATE
 from penchant.policy.codes import PEOPLE, LatentCodes
 from penchant.policy.losses import Loss, PairLogProbs
 from penchant.policy.people import code_likelihood
@@ -85,7 +86,7 @@ class AlignTrainer(transformers.Trainer):
     def take_over(self, checkpoint: Path) -> None:
         """The end of a run that was finished: its weights and its log."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / STATE))
         write_history(self.state.log_history, checkpoint.parent.parent / "metrics.jsonl")
 
     @property

@@ -103,3 +103,29 @@ def test_a_small_z_is_not_rounded_away_in_bf16() -> None:
     ]
     expected = (exact[0] - exact[1]).gather(1, targets[:, None])[:, 0]
     assert (moved - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_several_z_at_once_are_each_alone_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, cap: float | None
+) -> None:
+    monkeypatch.setattr(log_probs, "CHUNK_NUMBERS", 4 * TOKENS)
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(nn.Linear(WIDTH, TOKENS).to(dtype).requires_grad_(False), 1.3, cap)
+    states, targets = torch.randn(ROWS, WIDTH).to(dtype), torch.randint(TOKENS, (ROWS,))
+    owner, shifts = torch.randint(3, (ROWS,)), [torch.randn(3, WIDTH), None, torch.randn(3, WIDTH)]
+    found = vocabulary.log_probs_under(states, targets, shifts, owner)
+    for said, z in zip(found, shifts, strict=True):
+        assert torch.equal(said, vocabulary.log_probs(states, targets, z, owner))
+
+
+def test_several_z_share_one_product_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[int] = []
+    multiply = log_probs._Room.multiply
+    monkeypatch.setattr(log_probs._Room, "multiply", lambda self, *args: products.append(1) or multiply(self, *args))
+    vocabulary = Vocabulary(nn.Linear(WIDTH, TOKENS), 1.0, None)
+    shifts = [torch.randn(3, WIDTH) for _ in range(5)]
+    owner = torch.randint(3, (ROWS,))
+    vocabulary.log_probs_under(torch.randn(ROWS, WIDTH), torch.randint(TOKENS, (ROWS,)), shifts, owner)
+    assert len(products) == 1

