@@ -32,6 +32,7 @@ import lpc_cost
 import lpc_data
 import lpc_figures
 from common import finish, table
+from lpc_data import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
 Job = dict[str, Any]
@@ -65,14 +66,14 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
         for loss in ("ipo", "simpo"):
             for latent in ("none", "codes"):
                 add(name, loss, latent)
+    for flips in (0.5, 0.25):
+        for tag in (False, True):
+            for latent in ("none", "codes"):
+                add("hh", latent=latent, flips=flips, tag=tag, **({"switch": True} if latent == "codes" else {}))
     for k in (1, 32, 128):
         add("demo", latent="codes", codes=k)
     for posterior in ("difference", "both"):
         add("demo", latent="codes", posterior=posterior)
-    for flips in (0.25, 0.5):
-        for tag in (False, True):
-            for latent in ("none", "codes"):
-                add("hh", latent=latent, flips=flips, tag=tag, **({"switch": True} if latent == "codes" else {}))
 
     def core(job: Job) -> bool:
         usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and "flips" not in job
@@ -80,9 +81,15 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
 
     # The rest seed by seed, so that a run that is cut short has every row once before it has any twice.
     found.sort(key=lambda job: (not core(job), 0 if core(job) else int(job["seed"])))
-    if quick:
-        few = [job for job in found if job["set"] in ("demo", "hh") and job["loss"] == "dpo" and not job.get("flips")]
-        return [{**job, "quick": True} for job in few if job["latent"] != "mlp" and job["codes"] in (8, 64)][:9]
+    if quick:  # each kind of row once
+        seen: set[tuple[Any, ...]] = set()
+        few = []
+        for job in found:
+            kind = (job["loss"], job["latent"], job.get("posterior"), "flips" in job)
+            if job["set"] in QUICK and job["codes"] in (8, 64) and kind not in seen:
+                seen.add(kind)
+                few.append({**job, "quick": True})
+        return few
     return found
 
 
@@ -152,7 +159,11 @@ def main() -> None:
             args.work / f"cost{args.quick}.json",
             lambda: lpc_cost.cost(1 if args.quick else 2, 4, cache),
         ),
-        "quality": lpc_figures.quality(judged, cache, args.work),
+        "quality": lpc_figures.quality(judged, cache),
+        "ridge": kept(
+            args.work / f"ridge{args.quick}.json",
+            lambda: lpc_figures.ridge(seeds, cache, tuple(QUICK) if args.quick else SETS, quick=args.quick),
+        ),
     }
     details = lpc_figures.details(results, len(seeds))
     for title, rows in lpc_figures.tables(details, extra):

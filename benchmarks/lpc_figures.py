@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penchant.backbone import Backbone
+from penchant.encode import encode_pairs
+from penchant.evaluate import correctness
 from penchant.evaluate.learning_curve import seeds_and_prompts_interval
+from penchant.heads import LinearHead
 from penchant.pairs import prompt_groups
+from penchant.store_views import open_store
 
 Run = dict[str, Any]
 Figure = dict[str, float]
@@ -64,14 +68,14 @@ def cell(of: dict[int, Run], runs: dict[str, dict[int, Run]]) -> dict[str, Any]:
         for figure in ("kl", "perplexity", "top_share", "prior_spread"):
             found[figure] = float(np.mean([run["codes"][figure] for run in of.values()]))
     if "people" in first:
-        found["people"] = _people(list(of.values()), groups)
+        found["people"] = _people([of[s] for s in both], [plain[s] for s in both], groups)
     return found
 
 
-def _people(of: list[Run], groups: NDArray[np.int64]) -> dict[str, Any]:
-    """Accuracy with z inferred from eight pairs, against the prior alone, over all and for each annotator."""
+def _people(of: list[Run], plain: list[Run], groups: NDArray[np.int64]) -> dict[str, Any]:
+    """Accuracy by what is known of the annotator, over all and for each, beside its own prior and a plain policy."""
     users = np.array(of[0]["people"]["users"])
-    prior = np.array([run["right"]["prior"] for run in of])
+    prior, without = (np.array([run["right"]["prior"] for run in runs]) for runs in (of, plain))
     found: dict[str, Any] = {"prior": {name: float(prior[:, users == name].mean()) for name in np.unique(users)}}
     for way in ("posterior", "other", "likelihood"):
         if way not in of[0]["people"]:
@@ -80,6 +84,7 @@ def _people(of: list[Run], groups: NDArray[np.int64]) -> dict[str, Any]:
         found[way] = {name: float(right[:, users == name].mean()) for name in np.unique(users)}
         found[f"{way}_all"] = _figure(right, groups)
         found[f"{way}_delta"] = _figure(right - prior, groups)
+        found[f"{way}_minus_plain"] = _figure(right - without, groups)
     return found
 
 
@@ -93,7 +98,7 @@ def _figure(right: Any, groups: NDArray[np.int64]) -> Figure:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def quality(results: list[Run], cache: Path, work: Path) -> dict[str, Any]:
+def quality(results: list[Run], cache: Path) -> dict[str, Any]:
     """What sampled answers are worth, with codes and without: each against the plain policy of the same seed."""
     found: dict[str, Any] = {}
     for name in ("demo", "hh"):
@@ -137,6 +142,23 @@ def quality(results: list[Run], cache: Path, work: Path) -> dict[str, Any]:
     return found
 
 
+def ridge(seeds: list[int], cache: Path, sets: tuple[str, ...], *, quick: bool) -> dict[str, Figure]:
+    """The strongest simple baseline: a tuned ridge head on the frozen latents of the very same training pairs."""
+    backbone = Backbone.load()
+    views = LinearHead().default_views(backbone)
+    store = open_store(str(cache), backbone.recipe(views))
+    found = {}
+    for name in sets:
+        parts = [lpc_data.draw(name, seed, quick=quick) for seed in seeds]
+        pool, test = (encode_pairs(backbone, each, views, store) for each in (parts[0].pool, parts[0].test))
+        right = []
+        for part in parts:
+            head = LinearHead().fit(pool.take(part.rows))
+            right.append(correctness(head.score(test.chosen), head.score(test.rejected)))
+        found[name] = _figure(right, _groups(name, quick))
+    return found
+
+
 # ---- what is printed ------------------------------------------------------------------------------------------------
 
 
@@ -163,16 +185,20 @@ def tables(found: dict[str, Any], extra: dict[str, Any]) -> list[tuple[str, list
                 *(f"{one[figure]:.3g}" if figure in one else "" for figure in ("kl", "perplexity", "top_share")),
             ]
         )
-    people = [["run", "z from", "all, minus prior", *("brief", "concrete", "warm")]]
+    people = [["run", "z from", "all", "minus prior", "minus plain", *("brief", "concrete", "warm")]]
     for name, one in found["cells"].items():
         for way in ("prior", "known", "likelihood", "other", "posterior"):
             if way in one.get("people", {}):
                 by = one["people"][way]
-                delta = _points(one["people"][f"{way}_delta"]) if way != "prior" else ""
-                people.append([name, way, delta, *(f"{100 * value:.1f}" for value in by.values())])
+                told = ["", "", ""]
+                if way != "prior":
+                    ends = ("all", "delta", "minus_plain")
+                    told = [(_share if end == "all" else _points)(one["people"][f"{way}_{end}"]) for end in ends]
+                people.append([name, way, *told, *(f"{100 * value:.1f}" for value in by.values())])
     cost = [["figure", "value"], *([k, f"{v:.3g}"] for k, v in flat({k: extra[k] for k in ("exact", "cost")}).items())]
+    ridge = [["data", "ridge head on the same pairs"], *([name, _share(one)] for name, one in extra["ridge"].items())]
     good = [["figure", "value"], *([k, f"{v:.3f}"] for k, v in flat(extra["quality"]).items())]
-    return [("preference accuracy", rows), ("people", people), ("cost", cost), ("quality", good)]
+    return [("preference accuracy", rows), ("ridge", ridge), ("people", people), ("cost", cost), ("quality", good)]
 
 
 def flat(value: Any, name: str = "") -> dict[str, float]:
@@ -199,10 +225,13 @@ def headline(found: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         for way in ("known", "likelihood"):
             if f"{way}_delta" in one.get("people", {}):
                 short = name.removeprefix("demo/dpo/").replace(" ", "_").replace("/", "_")
-                figures |= {f"people_{short}_{way}{end}": one["people"][f"{way}_delta"][k] for k, end in _ENDS.items()}
+                for against in ("delta", "minus_plain"):
+                    told = one["people"][f"{way}_{against}"]
+                    figures |= {f"people_{short}_{way}_{against}{end}": told[k] for k, end in _ENDS.items()}
     cost = extra["cost"]
     figures |= {k: cost[k] for k in ("overhead_ratio", "overhead_memory", "speed_vs_trl", "speed_vs_trl_top_layers")}
     figures |= {k: extra["exact"][k] for k in ("trl_difference", "zero_code_difference")}
+    figures |= {f"{name}_ridge": one["value"] for name, one in extra["ridge"].items()}
     quality_of = extra["quality"]
     wanted = tuple(f"{k}{end}" for k in ("gold_mean_delta", "win_rate") for end in _ENDS.values())
     figures |= {f"{s}_{k}": v for s, one in quality_of.items() for k, v in one.items() if k in wanted}

@@ -266,22 +266,26 @@ def lpc(record: dict[str, Any]) -> str:
                 *(f"{cell[k]:.2g}" if k in cell else "" for k in ("kl", "perplexity", "top_share")),
             ]
         )
+    for name, one in record["details"]["ridge"].items():
+        rows.append([f"{name} / ridge head on the same pairs", str(len(record["seeds"])), percent(one), *[""] * 5])
     return f"{markdown(rows)}\n\nOf the implicit reward on held-out prompts. {made(record)}"
 
 
 def lpc_people(record: dict[str, Any]) -> str:
-    rows = [["policy on the demo data", "z from", "accuracy minus the prior's, points"]]
+    heads = ["policy on the demo data", "z from", "accuracy, %", "minus its prior's", "minus a plain policy's"]
+    rows = [heads]
     ways = {
-        "posterior": "the posterior of 8 of the annotator's pairs",
-        "likelihood": "the likelihood of the same 8 pairs",
+        "known": "the training pairs of whoever judged",
+        "likelihood": "8 pairs of theirs",
         "other": "8 pairs of another annotator",
+        "posterior": "the posterior's network on 8 pairs",
     }
     for name, cell in sorted(record["details"]["cells"].items()):
-        for way, told in ways.items():
+        for way, what in ways.items():
             if way in cell.get("people", {}):
-                rows.append(
-                    [name.removeprefix("demo/").replace("/", " / "), told, points(cell["people"][f"{way}_delta"])]
-                )
+                of = cell["people"]
+                told = [percent(of[f"{way}_all"]), points(of[f"{way}_delta"]), points(of[f"{way}_minus_plain"])]
+                rows.append([name.removeprefix("demo/").replace("/", " / "), what, *told])
     return f"{markdown(rows)}\n\n{made(record)}"
 
 
