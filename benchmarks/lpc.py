@@ -77,6 +77,7 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
 
     def core(job: Job) -> bool:
         usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and "flips" not in job
+        usual = usual and job.get("posterior", "people") == "people"
         return usual and job["latent"] in ("none", "codes") and (job["codes"] == 64 or job.get("posterior") == "people")
 
     # The rest seed by seed, so that a run that is cut short has every row once before it has any twice.
@@ -161,7 +162,7 @@ def main() -> None:
         ),
         "quality": lpc_figures.quality(judged, cache),
         "ridge": kept(
-            args.work / f"ridge{args.quick}.json",
+            args.work / f"ridge{args.quick}{len(seeds)}.json",
             lambda: lpc_figures.ridge(seeds, cache, tuple(QUICK) if args.quick else SETS, quick=args.quick),
         ),
     }

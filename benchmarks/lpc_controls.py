@@ -25,17 +25,21 @@ class Bias(nn.Module):
 
 
 class PromptMLP(nn.Module):
-    """z is a function of the prompt alone, two layers as wide as the codes' prior and codebook together are large."""
+    """z is a function of the prompt alone, two layers as wide as the codes' prior and codebook together are large.
+
+    Its last layer learns as fast as a codebook does, which is what stands in its place.
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.net = two_layers(width, hidden, width)
+        self.net = nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
+        self.out = nn.Parameter(torch.zeros(hidden, width))
 
     def draw(self, states: PairStates, g: float) -> Draw:
         return Draw(self.expected(states.prompt), states.prompt.new_zeros(len(states.prompt)))
 
     def expected(self, prompt: Tensor) -> Tensor:
-        z: Tensor = self.net(normed(prompt))
+        z: Tensor = self.net(normed(prompt)) @ self.out
         return z
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from penchant.cli.demo import DATA
 from penchant.pairs import load_pairs
 
+MAX_LENGTH = {"ultrafeedback": 512}
+"""Tokens a sequence keeps, where they are not 1,024."""
 TAG = "[FLIP] "
 SIZES = {"hh": (256, 400, 160), "science": (200, 300, 120), "ultrafeedback": (128, 160, 80), "demo": (600, 791, 209)}
 """Training pairs, drawn at each seed; pairs they are drawn from; test pairs, the same at every seed."""

@@ -9,6 +9,7 @@ from typing import Any
 import lpc_data
 import lpc_quality
 import numpy as np
+from lpc_data import MAX_LENGTH
 from numpy.typing import NDArray
 
 from penchant.backbone import Backbone
@@ -77,7 +78,7 @@ def _people(of: list[Run], plain: list[Run], groups: NDArray[np.int64]) -> dict[
     users = np.array(of[0]["people"]["users"])
     prior, without = (np.array([run["right"]["prior"] for run in runs]) for runs in (of, plain))
     found: dict[str, Any] = {"prior": {name: float(prior[:, users == name].mean()) for name in np.unique(users)}}
-    for way in ("posterior", "other", "likelihood"):
+    for way in ("known", "likelihood", "other", "posterior"):
         if way not in of[0]["people"]:
             continue
         right = np.array([run["people"][way] for run in of])
@@ -144,11 +145,11 @@ def quality(results: list[Run], cache: Path) -> dict[str, Any]:
 
 def ridge(seeds: list[int], cache: Path, sets: tuple[str, ...], *, quick: bool) -> dict[str, Figure]:
     """The strongest simple baseline: a tuned ridge head on the frozen latents of the very same training pairs."""
-    backbone = Backbone.load()
-    views = LinearHead().default_views(backbone)
-    store = open_store(str(cache), backbone.recipe(views))
     found = {}
     for name in sets:
+        backbone = Backbone.load(**({"max_length": MAX_LENGTH[name]} if name in MAX_LENGTH else {}))
+        views = LinearHead().default_views(backbone)
+        store = open_store(str(cache), backbone.recipe(views))
         parts = [lpc_data.draw(name, seed, quick=quick) for seed in seeds]
         pool, test = (encode_pairs(backbone, each, views, store) for each in (parts[0].pool, parts[0].test))
         right = []

@@ -31,7 +31,6 @@ from penchant.policy.settings import Settings
 from penchant.policy.watch import code_figures
 
 MODEL = "smollm2-135m-instruct"
-MAX_LENGTH = {"ultrafeedback": 512}
 TOP_LAYERS = 2
 TRAINING = {
     "dpo": {"learning_rate": 1e-3},
@@ -48,7 +47,7 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     are the people of the demo data, and sources those of the other sets."""
     name, seed, quick = job["set"], job["seed"], job.get("quick", False)
     part = lpc_data.draw(name, seed, quick=quick, flips=job.get("flips", 0.0), tag=job.get("tag", False))
-    llm, backbone = load_whole(MODEL, "auto", None, MAX_LENGTH.get(name, 1024))
+    llm, backbone = load_whole(MODEL, "auto", None, lpc_data.MAX_LENGTH.get(name, 1024))
     pool, test = token_pairs(backbone, part.pool), token_pairs(backbone, part.test)
     coded = job["latent"] == "codes"
     settings = Settings(

@@ -39,15 +39,16 @@ def people(
     """Whether each test pair is ordered rightly, by what is known of its annotator.
 
     known: all that training saw of them (the posterior "people" alone). likelihood: p(z | x) times the likelihood of
-    eight of their pairs. other: the same of eight pairs of another annotator. posterior: the mean of what the
-    posterior's network makes of the eight pairs.
+    eight of their pairs that training has not seen, the mean of three draws. other: the same of eight pairs of another
+    annotator. posterior: the mean of what the posterior's network makes of the eight pairs.
     """
     users, tested = np.array(part.pool["user_id"]), np.array(part.test["user_id"])
+    fresh = np.setdiff1d(np.arange(len(pool)), part.rows)
     names = sorted(set(users) & set(tested))
     codes = policy.codes
     assert isinstance(codes, LatentCodes)
     rng = np.random.default_rng(seed)
-    draws = [{name: rng.permutation(np.flatnonzero(users == name))[:KNOWN] for name in names} for _ in range(DRAWS)]
+    draws = [{name: rng.permutation(fresh[users[fresh] == name])[:KNOWN] for name in names} for _ in range(DRAWS)]
 
     def by_likelihood(rows: dict[str, Any]) -> dict[str, Tensor]:
         return {
@@ -60,29 +61,31 @@ def people(
         for name, few in rows.items():
             states = policy.score([pool[i] for i in few], {})[0]
             with torch.no_grad():
-                found[name] = codes.z(codes.posterior_logits(states).mean(0).softmax(-1))
+                found[name] = codes.posterior_logits(states).mean(0)
         return found
 
-    def of_test_pairs(by: dict[str, Tensor]) -> Tensor:
-        return torch.stack([by[name] for name in tested])
-
-    def weighed(states: PairStates) -> Tensor:
-        assert states.evidence is not None
-        return codes.z((codes.prior_logits(states.prompt).log_softmax(-1) + states.evidence).softmax(-1))
-
-    def right(evidence: Tensor | None, shift: Any) -> Any:
-        _, found = policy.score(test, {"": shift}, evidence=evidence)
-        margins = loss.margins(found[""], of_test).numpy().astype(float)
-        return correctness(margins, np.zeros_like(margins))
-
     eight = [by_likelihood(rows) for rows in draws]
-    others = {name: eight[0][names[i - 1]] for i, name in enumerate(names)}
-    made = {
-        "likelihood": np.mean([right(of_test_pairs(each), weighed) for each in eight], 0),
-        "other": right(of_test_pairs(others), weighed),
-    }
+    ways = {f"likelihood {i}": each for i, each in enumerate(eight)}
+    ways["other"] = {name: eight[0][names[i - 1]] for i, name in enumerate(names)}
     if codes.posterior == PEOPLE:
-        made["known"] = right(policy.known_people(part.test), weighed)
-    else:  # the network's z travels as the evidence does
-        made["posterior"] = right(of_test_pairs(by_network(draws[0])), lambda states: states.evidence)
-    return {"users": tested.tolist(), **{way: rows.tolist() for way, rows in made.items()}}
+        ways["known"] = {name: policy.evidence_on(name) for name in names}
+    else:
+        ways["posterior"] = by_network(draws[0])
+
+    def shift(number: int, way: str) -> Any:
+        """z by the evidence of one way; those of all ways stand side by side."""
+
+        def z(states: PairStates) -> Tensor:
+            assert states.evidence is not None
+            own = states.evidence[:, number * codes.codes : (number + 1) * codes.codes]
+            prior = 0 if way == "posterior" else codes.prior_logits(states.prompt).log_softmax(-1)
+            return codes.z((prior + own).softmax(-1))
+
+        return z
+
+    evidence = torch.cat([torch.stack([by[name] for name in tested]) for by in ways.values()], 1)
+    _, found = policy.score(test, {way: shift(i, way) for i, way in enumerate(ways)}, evidence=evidence)
+    margins = {way: loss.margins(probs, of_test).numpy().astype(float) for way, probs in found.items()}
+    right = {way: correctness(each, np.zeros_like(each)) for way, each in margins.items()}
+    drawn = np.mean([right.pop(f"likelihood {i}") for i in range(DRAWS)], 0)
+    return {"users": tested.tolist(), "likelihood": drawn.tolist(), **{way: r.tolist() for way, r in right.items()}}
