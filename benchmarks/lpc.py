@@ -76,9 +76,8 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
         add("demo", latent="codes", posterior=posterior)
 
     def core(job: Job) -> bool:
-        usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and "flips" not in job
-        usual = usual and job.get("posterior", "people") == "people"
-        return usual and job["latent"] in ("none", "codes") and (job["codes"] == 64 or job.get("posterior") == "people")
+        usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and "flips" not in job and job["codes"] == 64
+        return usual and job["latent"] in ("none", "codes") and job.get("posterior", "people") == "people"
 
     # The rest seed by seed, so that a run that is cut short has every row once before it has any twice.
     found.sort(key=lambda job: (not core(job), 0 if core(job) else int(job["seed"])))
