@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from penchant.policy.codes import PEOPLE
 from penchant.policy.watch import LEAST_KL
 from penchant.report_features import signed
 from penchant.report_html import (
@@ -94,11 +95,20 @@ def tiles(found: Codes) -> str:
             f"of {count(found['policy']['codes'])}, by the prior's weights",
         ),
         ("Largest code", percent(first["weight"]), f"code {first['code']}, of the weight"),
-        ("What a pair adds", number(figures["kl"], 2), "nats, posterior over prior"),
+        (
+            "What a pair adds" if seen_pair(found) else "What knowing who judged adds",
+            number(figures["kl"], 2),
+            "nats, posterior over prior",
+        ),
         ("Strongest switch", number(strongest["switch_kl"], 2), f"nats at the first token, code {strongest['code']}"),
     ]
     cells = "".join(f"<div><dt>{k}</dt><dd><b>{v}</b><span>{note}</span></dd></div>" for k, v, note in shown)
     return f'<dl class="tiles">{cells}</dl>'
+
+
+def seen_pair(found: Codes) -> bool:
+    """Whether the posterior has seen the pair; otherwise it knows who judged."""
+    return bool(found["policy"].get("posterior") != PEOPLE)
 
 
 def shown_codes(found: Codes) -> list[dict[str, Any]]:
@@ -220,10 +230,11 @@ def agreement(found: Codes) -> Section | None:
         above = [f"the {row['weights']}'s" for row in rows if row["label"] == label and row["above"]]
         who = f"follow it above chance: {' and '.join(above)}" if above else "follow it no more than by chance"
         verdicts.append(f"<code>{escape(label)}</code>: best codes {who}.")
+    knows = "has seen the pair" if seen_pair(found) else "knows who judged"
     says = (
         " ".join(verdicts) + " Normalised mutual information is 1 where the best code and the label say the same, and"
         " never quite 0 by chance: shuffled labels show how much chance makes, and only what exceeds 95% of them"
-        " counts. The posterior has seen the pair, the prior the prompt alone."
+        f" counts. The posterior {knows}, the prior the prompt alone."
     )
     header = ["Label and codes", "Agreement", "Shuffled", "95% below", "Labels", "n"]
     cells = [

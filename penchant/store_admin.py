@@ -44,8 +44,7 @@ class StoreInfo:
 def list_stores(root: Path | str) -> list[StoreInfo]:
     """All stores and states below `root`, the most recently used first; none if there is no such folder."""
     found = [_info(folder) for folder in _folders(root)]
-    states = (path for path in Path(root).expanduser().glob(f"{TRUNKS}/*") if re.fullmatch("[0-9a-f]{32}", path.stem))
-    for path in states:
+    for path in Path(root).expanduser().glob(f"{TRUNKS}/*.states"):
         with contextlib.suppress(FileNotFoundError):
             stat = path.stat()
             found.append(StoreInfo(path, None, 0, stat.st_size, stat.st_mtime))

@@ -34,6 +34,8 @@ def align(
     batch_size: int = 8,
     micro_batch: int | None = None,
     learning_rate: float | None = None,
+    code_rate: float = 0.03,
+    net_rate: float = 3e-4,
     warmup: float = 0.1,
     save_steps: int = 50,
     log_steps: int | None = None,
@@ -73,6 +75,8 @@ def align(
         batch_size: pairs an optimiser step.
         micro_batch: pairs run at once, a divisor of batch_size; less memory.
         learning_rate: by default 1e-3 with adapters, 1e-5 without.
+        code_rate: learning rate of the codebook.
+        net_rate: learning rate of the prior and the posterior.
         warmup: share of the steps in which the learning rate rises.
         save_steps: optimiser steps between checkpoints; 0 writes none.
         log_steps: optimiser steps a row of metrics.jsonl stands for; by default 10, or more in a long run.
@@ -103,6 +107,8 @@ def align(
         batch_size=batch_size,
         micro_batch=micro_batch,
         learning_rate=learning_rate,
+        code_rate=code_rate,
+        net_rate=net_rate,
         warmup=warmup,
         save_steps=save_steps,
         log_steps=log_steps,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from penchant.errors import InputError
 from penchant.pairs import load_pairs
+from penchant.policy.codes import PEOPLE
 from penchant.policy.policy import Policy
 from penchant.policy.reading import ANSWER_TOKENS, PROMPTS, read_codes
 from penchant.policy.saving import read_config
@@ -83,9 +84,10 @@ def policy_folder(run: str) -> Path:
 def summary(found: dict[str, Any]) -> str:
     """The codes that are shown in full, one a line, and what is wrong."""
     figures, shown = found["figures"], shown_codes(found)[:PRINTED]
+    adds = "who judged adds" if found["policy"].get("posterior") == PEOPLE else "a pair adds"
     lines = [
         f"about {figures['perplexity']:.1f} of {found['policy']['codes']} codes are in use on {figures['n']:,} prompts;"
-        f" a pair adds {figures['kl']:.3f} nats to what its prompt says",
+        f" {adds} {figures['kl']:.3f} nats to what its prompt says",
         "code  weight  best of  switch",
     ]
     lines += [

@@ -9,7 +9,7 @@ All h come from the policy's own forward pass and carry no z. At inference there
 
 Where it is known who judged each pair, there is a posterior that no network has to learn (posterior "people", ours):
 
-    q(z | x, person)  ~  p(z | x) prod_i f(margin of pair i under z)    over the pairs that the person judged before
+    q(z | x, person)  ~  p(z | x) prod_i f(margin of pair i under z)    over the other pairs that the person judged
 
 What f is says the loss (for DPO the logistic function). It knows nothing of the pair whose label it helps to explain,
 and a new person's is had from a few pairs without training; see people.py.

@@ -61,6 +61,11 @@ def choose_z(
         return None
     if not isinstance(policy.codes, LatentCodes) and not prior_alone:
         raise InputError("this policy was trained without codes (codes 0), so there is none to choose.")
+    if evidence is not None and isinstance(policy.codes, LatentCodes) and evidence.shape != (policy.codes.codes,):
+        raise InputError(
+            f"the evidence on who asks has the shape {list(evidence.shape)}; give one number for each of the"
+            f" {policy.codes.codes} codes, summed over their pairs."
+        )
     if prior_alone:
         z: Tensor = policy.codes.expected(policy.prompt_states(prompts).to(policy.backbone.device))
         return z

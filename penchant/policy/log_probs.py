@@ -66,6 +66,8 @@ class Vocabulary(NamedTuple):
         self, states: Tensor, targets: Tensor, shifts: Sequence[Tensor | None], owner: Tensor
     ) -> list[Tensor]:
         """`log_probs` under several z [b, d], without derivatives: W h is worked out once for all of them."""
+        if not shifts:
+            return []
         weight, bias = self.head.weight, self.head.bias
         each = [nn.functional.linear(z.to(weight.dtype), weight).float() if z is not None else None for z in shifts]
         found = [torch.empty(len(states), device=states.device) for _ in shifts]

@@ -5,21 +5,23 @@ Under code k the margin of a pair is, to first order in z,
     m_k = m + dm/dz (e_k - z)
 
 and dm/dz is at hand wherever the loss is: for all K codes it costs one product with the codebook, not K passes of the
-vocabulary's head. log f(m_k) = -loss(m_k) is what the pair says for code k, and a person's evidence is the sum.
+vocabulary's head (weights under training that the head shares, as with --lora 0, cost one more derivative by them).
+log f(m_k) = -loss(m_k) is what the pair says for code k, and a person's evidence is the sum over their pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from penchant.errors import InputError
-from penchant.policy.batches import TokenPair, batches_of, lay_out
-from penchant.policy.codes import LatentCodes
-from penchant.policy.losses import Loss, PairLogProbs
+from penchant.backbone import load_whole
+from penchant.errors import InputError, RecipeMismatch
+from penchant.policy.batches import TokenPair, batches_of, lay_out, token_pairs
+from penchant.policy.losses import Loss, PairLogProbs, make_loss
 from penchant.policy.policy import EVAL_BUDGET, Policy
 
 
@@ -49,18 +51,43 @@ def code_likelihood(loss: Loss, margins: Tensor, z: Tensor, codebook: Tensor) ->
 
 
 def evidence_of(policy: Policy, loss: Loss, pairs: Sequence[TokenPair], reference: PairLogProbs | None) -> Tensor:
-    """log f(m_k) of n pairs under each code, [n, K], around the prior's expectation; `reference` as in training.
-
-    A person's evidence is the sum over the rows that are theirs.
-    """
-    codes = policy.codes
-    assert isinstance(codes, LatentCodes)
+    """log f(m_k) of n pairs under each code, [n, K], around the prior's expectation; `reference` as in training."""
+    codes = policy._codes()
+    backbone = policy.backbone
     found = torch.zeros(len(pairs), codes.codes)
-    for batch in batches_of(pairs, EVAL_BUDGET):
-        with torch.no_grad():
-            states, under = policy.run(lay_out([pairs[i] for i in batch], packed=policy.backbone.packed))
-            z = codes.expected(states.prompt)
-        z.requires_grad_(True)
-        known = PairLogProbs(*(part[batch].to(z.device) for part in reference)) if reference is not None else None
-        found[batch] = code_likelihood(loss, loss.margins(under(z), known), z, codes.codebook.detach()).cpu()
+    try:
+        for batch in batches_of(pairs, EVAL_BUDGET):
+            with torch.no_grad():
+                states, under = policy.run(lay_out([pairs[i] for i in batch], packed=backbone.packed))
+                z = codes.expected(states.prompt)
+            z.requires_grad_(True)
+            known = PairLogProbs(*(part[batch].to(z.device) for part in reference)) if reference is not None else None
+            found[batch] = code_likelihood(loss, loss.margins(under(z), known), z, codes.codebook.detach()).cpu()
+    finally:
+        backbone.config._attn_implementation = backbone.plain_attention  # for whoever runs it plainly
     return found
+
+
+def evidence_from(policy: Policy, pairs: Dataset) -> Tensor:
+    """Evidence [K] on somebody new from a few pairs that they judged, for `generate`; no training.
+
+    `policy` as `Policy.from_pretrained` gives it: its loss and its reference are those it was trained with.
+    """
+    facts = policy.facts
+    loss = make_loss(facts["loss"], facts["beta"], facts.get("label_smoothing", 0.0), facts.get("gamma"))
+    tokens = token_pairs(policy.backbone, pairs)
+    reference = reference_again(policy, tokens) if loss.needs_reference else None
+    return evidence_of(policy, loss, tokens, reference).sum(0)
+
+
+def reference_again(policy: Policy, pairs: Sequence[TokenPair]) -> PairLogProbs:
+    """The reference's log-probabilities, by the trained policy without its adapters, or by the LLM it was made from."""
+    model: Any = policy.model
+    if policy.facts["lora"] is not None:
+        with model.disable_adapter():
+            return policy.score(pairs, {"": lambda _: None})[1][""]
+    facts = policy.facts
+    llm, backbone = load_whole(facts["base"], facts["dtype"], facts["asked_revision"], facts["max_length"])
+    if backbone.revision != facts["revision"]:
+        raise RecipeMismatch(f"{facts['base']!r} is not the model this policy was trained from; get the same weights.")
+    return Policy(llm, backbone).score(pairs, {"": lambda _: None})[1][""]

@@ -89,14 +89,13 @@ class Policy(nn.Module):
         return PairStates(prompt, last[:b], last[b:]), responses
 
     def forward(
-        self, pairs: Sequence[TokenPair], g: float = 1.0, watch: bool = False, person: Tensor | None = None
+        self, pairs: Sequence[TokenPair], g: float = 1.0, watch: bool = False, evidence: Tensor | None = None
     ) -> PolicyOutput:
-        """One training pass over b pairs, with a random z of each where there are codes."""
+        """One training pass over b pairs, with a z of each where there are codes; `evidence` as in `PairStates`."""
         states, under = self.run(lay_out(pairs, packed=self.backbone.packed))
         if self.codes is None:
             return PolicyOutput(under(None), torch.zeros(len(pairs), device=states.prompt.device), None, None, None, {})
-        if isinstance(self.codes, LatentCodes) and self.codes.posterior == PEOPLE:
-            states = states._replace(evidence=self.codes.evidence[person])
+        states = states._replace(evidence=evidence)
         draw = self.codes.draw(states, g)
         watched = {}
         if watch and isinstance(self.codes, LatentCodes):
@@ -198,7 +197,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def posterior(self, pairs: Dataset) -> Tensor:
-        """q(z | x, chosen > rejected), float32 [n, K]."""
+        """q(z | x, chosen > rejected), or q(z | x, who judged), float32 [n, K]."""
         return self.weights_by_posterior(self.pair_states(pairs))
 
     @torch.no_grad()

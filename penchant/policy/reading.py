@@ -17,8 +17,9 @@ from torch import Tensor
 from penchant.errors import InputError
 from penchant.pairs import describe, prompt_groups, to_text
 from penchant.policy.agreement import SHUFFLES, agreement
-from penchant.policy.codes import PEOPLE, LatentCodes
+from penchant.policy.codes import LatentCodes
 from penchant.policy.generate import generate
+from penchant.policy.held_out import known_share
 from penchant.policy.policy import Policy
 from penchant.policy.watch import LEAST_KL, best_codes, code_figures, warnings
 from penchant.policy.wording import Decoded, effects, phrase, prompt_words, response_tokens, seen_tokens
@@ -115,10 +116,11 @@ def read_codes(
         }
 
     return {
-        "policy": {name: policy.facts.get(name) for name in ("base", "loss", "beta")} | {"codes": codes.codes},
+        "policy": {name: policy.facts.get(name) for name in ("base", "loss", "beta")}
+        | {"codes": codes.codes, "posterior": codes.posterior},
         "data": describe(pairs),
         "figures": figures,
-        "warnings": warnings(figures, people=codes.posterior == PEOPLE),
+        "warnings": warnings(figures, known=known_share(states, policy)),
         "codes": [facts(int(k)) for k in order],
         "shown": shown,
         "switched_prompts": len(spread),

@@ -51,7 +51,9 @@ def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, L
         model = PeftModel.from_pretrained(model, folder / "adapter")
     codes = None
     if config["latent"]:
-        codes = LatentCodes(backbone.width, **config["latent"], people=len(config["people"])).to(backbone.device)
+        codes = LatentCodes(backbone.width, **config["latent"], people=len(config.get("people", []))).to(
+            backbone.device
+        )
         codes.load_state_dict(load_file(folder / CODES))
     return model, backbone, codes, config
 

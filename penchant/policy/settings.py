@@ -23,8 +23,8 @@ class Settings:
     posterior: Literal["concat", "difference", "both", "people"] = "concat"
     temperature: float = 1.0
     code_scale: float = 0.1
-    code_rate: float = 30.0
-    net_rate: float = 0.3
+    code_rate: float = 0.03
+    net_rate: float = 3e-4
     kl_weight: float = 0.05
     lora: int = 16
     top_layers: int | None = None

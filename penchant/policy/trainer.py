@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from penchant.attention import attending, current_pack
+from penchant.errors import InputError
 from penchant.heads.base import pair_accuracy
 from penchant.policy.batches import TokenPair
 from penchant.policy.checkpoints import STATE
@@ -26,8 +28,10 @@ from penchant.policy.people import code_likelihood
 from penchant.policy.policy import Policy, PolicyOutput
 from penchant.policy.watch import code_figures
 
-Item = tuple[TokenPair, float, float, int]
-"""A pair, the reference's log-probabilities of its chosen and rejected response, and who judged it (-1: all one)."""
+Item = tuple[TokenPair, float, float, int, int]
+"""A pair, the reference's log-probabilities of chosen and rejected, who judged it (-1: unknown), and its row."""
+SAID = "said.safetensors"
+"""Of a checkpoint: what each pair says for each code, for the posterior "people"."""
 
 
 class AlignTrainer(transformers.Trainer):
@@ -43,7 +47,7 @@ class AlignTrainer(transformers.Trainer):
         reference: the reference's log-probabilities of these pairs; ignored by a loss that needs none.
         arguments: transformers' own.
         kl_weight: the paper's lambda.
-        code_rate, net_rate: learning rates of the codebook, and of prior and posterior, relative to the other weights'.
+        code_rate, net_rate: learning rates of the codebook, and of prior and posterior.
         person: who judged each pair, int [n]; for the posterior "people".
     """
 
@@ -55,14 +59,21 @@ class AlignTrainer(transformers.Trainer):
         reference: PairLogProbs | None,
         arguments: transformers.TrainingArguments,
         kl_weight: float = 0.05,
-        code_rate: float = 1.0,
-        net_rate: float = 1.0,
+        code_rate: float = 0.03,
+        net_rate: float = 3e-4,
         person: Sequence[int] | None = None,
     ) -> None:
         self.loss, self.kl_weight, self.code_rate, self.net_rate = loss, kl_weight, code_rate, net_rate
         known = (reference.chosen, reference.rejected) if reference else (torch.zeros(len(pairs)),) * 2
         judged = person if person is not None else [-1] * len(pairs)
-        items: list[Item] = list(zip(pairs, known[0].tolist(), known[1].tolist(), judged, strict=True))
+        rows = range(len(pairs))
+        items: list[Item] = list(zip(pairs, known[0].tolist(), known[1].tolist(), judged, rows, strict=True))
+        self.said: Tensor | None = None
+        """[n, K], log f of each pair when it was seen last; zeros before. A person's evidence is their sum."""
+        if isinstance(policy.codes, LatentCodes) and policy.codes.posterior == PEOPLE:
+            if person is None:
+                raise InputError("the posterior 'people' needs to know who judged each pair.")
+            self.said = torch.zeros(len(pairs), policy.codes.codes, device=policy.codes.evidence.device)
         self.window: dict[str, list[Any]] = defaultdict(list)
         self.last_log = time.perf_counter()
         self.first_step = self.stepped = 0
@@ -101,15 +112,18 @@ class AlignTrainer(transformers.Trainer):
         step = self.state.global_step
         g = min(1.0, step / max(1, self.state.max_steps - 1))
         watch = (step + 1) % max(1, int(self.args.logging_steps)) == 0
-        output: PolicyOutput = model(inputs["pairs"], g=g, watch=watch, person=inputs["person"])
+        codes, rows, person = self.policy.codes, inputs["rows"], inputs["person"]
+        # What a pair said itself, in an earlier epoch, must not explain its label.
+        evidence = codes.evidence[person] - self.said[rows] if self.said is not None else None
+        output: PolicyOutput = model(inputs["pairs"], g=g, watch=watch, evidence=evidence)
         chosen, rejected = inputs["reference"].to(output.kl.device).T
         reference = output.log_probs._replace(chosen=chosen, rejected=rejected)
         margins = self.loss.margins(output.log_probs, reference)
         total = self.loss(margins).mean() + self.kl_weight * output.kl.mean()
-        codes = self.policy.codes
-        if isinstance(codes, LatentCodes) and codes.posterior == PEOPLE and output.z is not None:
-            said = code_likelihood(self.loss, margins, output.z, codes.codebook)
-            codes.evidence.index_add_(0, inputs["person"], said)
+        if self.said is not None and output.z is not None:
+            found = code_likelihood(self.loss, margins, output.z, codes.codebook)
+            codes.evidence.index_add_(0, person, found - self.said[rows])
+            self.said[rows] = found
         self._note(output, reference, margins, g)
         self.stepped = step + 1 - self.first_step
         return (total, {"margins": margins}) if return_outputs else total
@@ -170,8 +184,8 @@ class AlignTrainer(transformers.Trainer):
             groups = [
                 {"params": others, "lr": rate, "weight_decay": decay},
                 *(
-                    {"params": [p for p in those if p.requires_grad], "lr": rate * times, "weight_decay": 0.0}
-                    for those, times in ((codes, self.code_rate), (nets, self.net_rate))
+                    {"params": [p for p in those if p.requires_grad], "lr": own, "weight_decay": 0.0}
+                    for those, own in ((codes, self.code_rate), (nets, self.net_rate))
                 ),
             ]
             betas = (self.args.adam_beta1, self.args.adam_beta2)
@@ -184,11 +198,16 @@ class AlignTrainer(transformers.Trainer):
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        self.policy.save_pretrained(str(output_dir or self.args.output_dir))
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.policy.save_pretrained(folder)
+        if self.said is not None:
+            save_file({"said": self.said}, folder / SAID)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.first_step = int(Path(resume_from_checkpoint).name.split("-")[1])
         self.policy.load_state(resume_from_checkpoint)
+        if self.said is not None:
+            self.said.copy_(load_file(Path(resume_from_checkpoint) / SAID)["said"])
 
 
 def checkpointing() -> dict[str, Any]:
@@ -213,6 +232,10 @@ def history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _collate(items: list[Item]) -> dict[str, Any]:
-    pairs, chosen, rejected, person = zip(*items, strict=True)
-    known = torch.tensor(person) if person[0] >= 0 else None
-    return {"pairs": list(pairs), "reference": torch.tensor([chosen, rejected]).T, "person": known}
+    pairs, chosen, rejected, person, rows = zip(*items, strict=True)
+    return {
+        "pairs": list(pairs),
+        "reference": torch.tensor([chosen, rejected]).T,
+        "person": torch.tensor(person),
+        "rows": torch.tensor(rows),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -94,7 +95,8 @@ class Trunk:
                         states[slice(*self._span[key])] = found[start:end]
                     bar.update(batch.tokens)
             os.replace(unfinished, path)
-        os.utime(path)  # `penchant cache prune --older_than_days` goes by when it was last used
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(path)  # `penchant cache prune --older_than_days` goes by when it was last used
         return torch.from_file(str(path), False, self.tokens * backbone.width, dtype=backbone.dtype).view(size)
 
     def _lower(self, batch: Batch) -> Tensor:

@@ -69,22 +69,23 @@ def warnings(
     figures: Mapping[str, Any],
     accuracy_prior: float | None = None,
     accuracy_posterior: float | None = None,
-    people: bool = False,
+    known: float | None = None,
 ) -> list[str]:
     """What is wrong with a policy's codes, one sentence each: what it means and what to try. Empty if nothing is.
 
     Args:
         figures: what `code_figures` returned for held-out pairs.
         accuracy_prior, accuracy_posterior: shares of those pairs ordered rightly with z from either.
-        people: the posterior knows who judged and not which response was chosen, so what it adds is what it is for.
+        known: where the posterior goes by who judged, and not by which response was chosen: the share of pairs on whose
+            judge there is evidence. What such a posterior adds is what it is for.
 
     A single code cannot fail, and no warning is given for fewer than LEAST_PROMPTS rows.
     """
     codes = len(figures["usage"])
     if codes == 1 or figures["n"] < LEAST_PROMPTS:
         return []
-    if people:
-        return _of_people(figures, accuracy_prior, accuracy_posterior)
+    if known is not None:
+        return _of_people(figures, accuracy_prior, accuracy_posterior, known)
     said = []
     kl, perplexity, top = figures.get("kl"), figures["perplexity"], figures["top_share"]
     constant = figures["prior_spread"] < LEAST_KL
@@ -115,8 +116,15 @@ def warnings(
     return said
 
 
-def _of_people(figures: Mapping[str, Any], by_prior: float | None, by_posterior: float | None) -> list[str]:
+def _of_people(
+    figures: Mapping[str, Any], by_prior: float | None, by_posterior: float | None, known: float
+) -> list[str]:
     said = []
+    if known < 0.5:
+        return [
+            f"Who judged is known from training for {known:.0%} of these pairs, and for the others the posterior is the"
+            " prior: its figures here say little; test on pairs of the same people, named in user_id."
+        ]
     kl = figures.get("kl")
     if kl is not None and kl < LEAST_KL:
         said.append(

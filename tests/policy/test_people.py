@@ -19,10 +19,11 @@ from penchant.policy.build import make_policy
 from penchant.policy.codes import LatentCodes
 from penchant.policy.generate import choose_z
 from penchant.policy.losses import DPO, IPO, Loss, PairLogProbs, SimPO
-from penchant.policy.people import code_likelihood, evidence_of, people_of
+from penchant.policy.people import code_likelihood, evidence_from, evidence_of, people_of, reference_again
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
+from penchant.policy.trainer import AlignTrainer
 from penchant.policy.watch import code_figures, warnings
 from tests.tiny_llm import tiny_pairs
 
@@ -69,12 +70,36 @@ def test_margins_under_each_code_are_right_to_first_order(
         assert (found - expected).norm() < tolerance * 10 * moved
 
 
-def test_evidence_is_the_sum_of_what_each_step_said(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> None:
+def test_each_pair_counts_once_however_many_epochs_and_never_for_itself(
+    tiny_llm: Path, judged: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, _, _, trainer = started(tiny_llm, judged, tmp_path)
-    before = policy.codes.evidence.clone()
+    last: dict[int, torch.Tensor] = {}
+    used: list[tuple[list[int], torch.Tensor]] = []
+    compute, draw = AlignTrainer.compute_loss, policy.codes.draw
+
+    def noted(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        rows = inputs["rows"].tolist()
+        sums = torch.zeros(2, 4)
+        for row, said in last.items():
+            sums[row // 24] += said
+        used.append((rows, torch.stack([sums[row // 24] - last.get(row, torch.zeros(4)) for row in rows])))
+        found = compute(self, model, inputs, *rest, **more)
+        last.update((row, self.said[row].clone()) for row in rows)
+        return found
+
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(AlignTrainer, "compute_loss", noted)
+    monkeypatch.setattr(policy.codes, "draw", lambda states, g: seen.append(states.evidence) or draw(states, g))
     trainer.train()
-    assert not before.any()
-    assert (policy.codes.evidence < 0).all()  # log-likelihoods of 24 pairs, six times
+    assert len(used) == 6 * 12  # six epochs of twelve steps
+    for (_, expected), given in zip(used, seen, strict=True):
+        assert torch.allclose(given, expected, atol=1e-4)
+    assert len(last) == 48
+    for person in (0, 1):
+        theirs = torch.stack([said for row, said in last.items() if row // 24 == person]).sum(0)
+        assert torch.allclose(policy.codes.evidence[person], theirs, atol=1e-3)
+        assert (theirs < 0).all()
 
 
 def test_two_people_who_disagree_get_codes_of_their_own(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> None:
@@ -86,7 +111,6 @@ def test_two_people_who_disagree_get_codes_of_their_own(tiny_llm: Path, judged: 
         tokens, {"prior": policy.expected, "known": policy.by_posterior}, evidence=policy.known_people(judged)
     )
     right = {name: (loss.margins(probs, reference) > 0).float().mean().item() for name, probs in found.items()}
-    assert right["prior"] == pytest.approx(0.5, abs=0.05)  # whoever is right for ann is wrong for bob
     assert right["known"] > 0.8
     ann = [i for i, name in enumerate(judged["user_id"]) if name == "ann"]
     few, rest = ann[:8], ann[8:]
@@ -113,6 +137,13 @@ def test_a_run_ends_with_people_in_the_policy_and_a_new_one_is_the_prior(
     assert torch.equal(best, again.codes.codebook[weights.argmax(-1)])
     with pytest.raises(InputError, match="knows nobody called 'cleo'; it knows ann, bob"):
         again.evidence_on("cleo")
+    few = judged.select([i for i, name in enumerate(judged["user_id"]) if name == "bob"][:8])
+    again_bob, first_bob = (evidence_from(p, few) for p in (again, policy))
+    assert torch.allclose(again_bob, first_bob, atol=1e-4)
+    likeliest = (again.prior(few["prompt"]).mean(0).log() + again_bob).argmax()
+    assert likeliest == weights.mean(0).argmax()  # eight pairs tell what all of bob's did
+    with pytest.raises(InputError, match=r"shape \[8, 4\]; give one number"):
+        choose_z(again, judged["prompt"][:8], evidence=torch.zeros(8, 4))
     stranger = load_pairs([{**row, "user_id": "cleo"} for row in tiny_pairs(4)])
     assert torch.allclose(again.posterior(stranger), again.prior(stranger["prompt"]), atol=1e-6)
 
@@ -149,7 +180,25 @@ def test_the_likelihood_has_no_gradient_and_leaves_the_loss_its_own() -> None:
 def test_what_a_person_adds_calls_for_no_warning_and_nothing_added_does() -> None:
     prior = np.full((40, 4), 0.25)
     sure = np.eye(4)[np.arange(40) % 4] * 0.9 + 0.025
-    assert warnings(code_figures(prior, sure), 0.5, 0.8, people=True) == []
-    assert "does not help" in warnings(code_figures(prior, sure), 0.6, 0.55, people=True)[0]
-    assert "no person's taste was told" in warnings(code_figures(prior, prior), 0.6, 0.6, people=True)[0]
+    assert warnings(code_figures(prior, sure), 0.5, 0.8, known=1.0) == []
+    assert "does not help" in warnings(code_figures(prior, sure), 0.6, 0.55, known=1.0)[0]
+    assert "no person's taste was told" in warnings(code_figures(prior, prior), 0.6, 0.6, known=1.0)[0]
+    assert "known from training for 10%" in warnings(code_figures(prior, prior), 0.6, 0.6, known=0.1)[0]
     assert len(warnings(code_figures(prior, sure), 0.5, 0.8)) == 2  # the prior is constant, the posterior far ahead
+
+
+def test_a_trainer_that_is_not_told_who_judged_refuses(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> None:
+    policy, tokens, reference, _ = started(tiny_llm, judged, tmp_path)
+    with pytest.raises(InputError, match="who judged each pair"):
+        make_trainer(policy, SETTINGS.make_loss(), tokens, reference, SETTINGS, tmp_path / "other")
+
+
+def test_the_reference_is_had_again_with_all_weights_trained(tiny_llm: Path, judged: Dataset, tmp_path: Path) -> None:
+    given = {"model": str(tiny_llm), "cache": tmp_path / "cache", "show_progress": False}
+    settings = Settings(posterior="people", codes=4, lora=0, steps=3, batch_size=4, learning_rate=1e-2)
+    policy, _ = align_run(judged, judged, ("a", "b"), settings, tmp_path / "all", **given)  # type: ignore[arg-type]
+    llm, backbone = load_whole(str(tiny_llm), "float32")
+    tokens = token_pairs(backbone, judged)
+    expected, _ = reference_log_probs(Policy(llm, backbone), tokens, tmp_path / "fresh")
+    assert torch.allclose(reference_again(policy, tokens).chosen, expected.chosen, atol=1e-4)
+    assert not torch.allclose(policy.score(tokens, {"": lambda _: None})[1][""].chosen, expected.chosen, atol=1e-2)

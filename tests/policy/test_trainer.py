@@ -154,7 +154,7 @@ def test_gradient_checkpointing_changes_memory_alone(make: Maker, tmp_path: Path
 
 
 def test_the_schedule_of_g_and_what_is_logged(make: Maker, tmp_path: Path) -> None:
-    trainer = trainer_of(make, tmp_path, code_rate=10.0)
+    trainer = trainer_of(make, tmp_path, code_rate=0.02, net_rate=0.007)
     trainer.train()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     rows = [row for row in rows if "loss" in row]
@@ -164,7 +164,8 @@ def test_the_schedule_of_g_and_what_is_logged(make: Maker, tmp_path: Path) -> No
     assert rows[0]["kl"] == 0
     assert rows[-1]["kl"] > 0
     groups = trainer.optimizer.param_groups  # type: ignore[union-attr]
-    assert groups[1]["initial_lr"] == pytest.approx(10 * groups[0]["initial_lr"])
+    assert [group["initial_lr"] for group in groups] == [5e-3, 0.02, 0.007]
+    assert [p.shape for p in groups[1]["params"]] == [trainer.policy.codes.codebook.shape]
 
 
 def test_training_raises_the_margins_it_trains_on(make: Maker, tmp_path: Path) -> None:
