@@ -3,7 +3,7 @@
 Each contestant is a process of its own, and its memory is what it grows by above the loaded model (Linux only). They
 take turns, so that a machine that slows down slows all of them. All train LoRA of rank 16 on every layer in the chip's
 fast number type, without rows of a log. Penchant knows the reference beforehand; TRL, as it comes, runs it at each
-step, and chosen and rejected as rows of one padded batch.
+step, and chosen and rejected as rows of one padded batch. TRL with the reference known beforehand runs as well.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 
 BATCH = 4
 """Pairs a step."""
-CONTESTANTS = ("plain", "codes", "top", "trl")
-"""Penchant without codes; with 64; with 64, only the top two layers trained; TRL's DPOTrainer."""
+CONTESTANTS = ("plain", "codes", "people", "top", "trl", "trl_known")
+"""Penchant without codes; with 64; with 64 and the posterior "people"; with 64, only the top two layers trained; TRL's
+DPOTrainer; the same with the reference known."""
 
 
 def cost(rounds: int, steps: int, work: Path) -> dict[str, Any]:
@@ -47,6 +48,8 @@ def cost(rounds: int, steps: int, work: Path) -> dict[str, Any]:
         "overhead_ratio": ratio("codes", "plain"),
         "overhead_memory": grown["codes"] / grown["plain"],
         "speed_vs_trl": ratio("trl", "codes"),
+        "overhead_people": ratio("people", "plain"),
+        "speed_vs_trl_known": ratio("trl_known", "codes"),
         "speed_vs_trl_top_layers": ratio("trl", "top"),
         "first_losses": {name: values[:2] for name, values in losses.items()},
     }
@@ -59,6 +62,7 @@ def contestant(name: str, steps: int, work: Path) -> None:
     from penchant.policy.align import make_trainer
     from penchant.policy.batches import token_pairs
     from penchant.policy.build import make_policy, make_trunk
+    from penchant.policy.people import people_of
     from penchant.policy.policy import Policy
     from penchant.policy.reference import reference_log_probs
     from penchant.policy.settings import Settings
@@ -67,20 +71,26 @@ def contestant(name: str, steps: int, work: Path) -> None:
     llm, backbone = load_whole(DEFAULT, "auto", None, 1024)
     tokens = token_pairs(backbone, pairs)
     with tempfile.TemporaryDirectory() as folder:
-        if name == "trl":
+        if name.startswith("trl"):
             trainer = trl_trainer(llm, backbone, pairs, tokens, steps, folder)
+            if name == "trl_known":
+                trainer.precompute_ref_logps, trainer._precompute_model_hash = True, "the embedded LLM"
+                trainer.train_dataset = trainer._precompute_ref_logps(trainer.train_dataset, "train", BATCH)
         else:
             settings = Settings(
                 codes=0 if name == "plain" else 64,
+                posterior="people" if name == "people" else "concat",
                 top_layers=2 if name == "top" else None,
                 steps=steps,
                 batch_size=BATCH,
             )
             trunk = make_trunk(backbone, settings, tokens, work)
             reference, _ = reference_log_probs(Policy(llm, backbone, trunk=trunk), tokens, work)
-            policy = make_policy(llm, backbone, settings, trunk)
+            names, person = people_of(lpc_data.by_people(pairs))
+            policy = make_policy(llm, backbone, settings, trunk, people=names)
+            loss = settings.make_loss()
             trainer = make_trainer(
-                policy, settings.make_loss(), tokens, reference, settings, Path(folder), show_progress=False
+                policy, loss, tokens, reference, settings, Path(folder), person=person, show_progress=False
             )
             trainer.args.logging_steps = 10**6  # no row of the log, whose figures need passes of their own
         trainer.args.train_sampling_strategy = "sequential"

@@ -230,7 +230,8 @@ def headline(found: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
                     told = one["people"][f"{way}_{against}"]
                     figures |= {f"people_{short}_{way}_{against}{end}": told[k] for k, end in _ENDS.items()}
     cost = extra["cost"]
-    figures |= {k: cost[k] for k in ("overhead_ratio", "overhead_memory", "speed_vs_trl", "speed_vs_trl_top_layers")}
+    kept = ("overhead_ratio", "overhead_memory", "overhead_people", "speed_vs_trl", "speed_vs_trl_known")
+    figures |= {k: cost[k] for k in (*kept, "speed_vs_trl_top_layers")}
     figures |= {k: extra["exact"][k] for k in ("trl_difference", "zero_code_difference")}
     figures |= {f"{name}_ridge": one["value"] for name, one in extra["ridge"].items()}
     quality_of = extra["quality"]

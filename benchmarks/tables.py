@@ -292,13 +292,16 @@ def lpc_people(record: dict[str, Any]) -> str:
 def lpc_cost(record: dict[str, Any]) -> str:
     cost, exact = record["details"]["cost"], record["details"]["exact"]
     seconds, grown = cost["step_seconds"], cost["grown_mb"]
+    names = "plain, 64 codes, who judged, top two layers, TRL, TRL with the reference known"
     rows = [
         ["figure", "measured", "goal"],
         ["64 codes / plain DPO, seconds a step", f"{cost['overhead_ratio']:.2f}", "1.05"],
         ["64 codes / plain DPO, memory above the loaded model", f"{cost['overhead_memory']:.2f}", "1.05"],
         ["TRL's DPOTrainer / Penchant with 64 codes, seconds a step", f"{cost['speed_vs_trl']:.1f}", "1.5"],
-        ["the same, Penchant training the top two layers", f"{cost['speed_vs_trl_top_layers']:.1f}", ""],
-        ["seconds a step: plain, 64 codes, top two layers, TRL", ", ".join(f"{v:.1f}" for v in seconds.values()), ""],
+        ["the same, TRL too knowing the reference beforehand", f"{cost['speed_vs_trl_known']:.1f}", ""],
+        ["64 codes and who judged / plain DPO, seconds a step", f"{cost['overhead_people']:.2f}", ""],
+        ["TRL's DPOTrainer / Penchant training the top two layers", f"{cost['speed_vs_trl_top_layers']:.1f}", ""],
+        [f"seconds a step: {names}", ", ".join(f"{v:.1f}" for v in seconds.values()), ""],
         ["MiB above the loaded model, in that order", ", ".join(f"{v:,.0f}" for v in grown.values()), ""],
         ["largest difference of a loss to TRL's, without codes, float32", f"{exact['trl_difference']:.1e}", "1e-4"],
         ["one code of zeros to no codes", f"{exact['zero_code_difference']:.1g}", "0"],
