@@ -86,7 +86,7 @@ def contestant(name: str, steps: int, work: Path) -> None:
             )
             trunk = make_trunk(backbone, settings, tokens, work)
             reference, _ = reference_log_probs(Policy(llm, backbone, trunk=trunk), tokens, work)
-            names, person = people_of(lpc_data.by_people(pairs))
+            names, person = people_of(lpc_data.by_people(pairs, "hh"))
             policy = make_policy(llm, backbone, settings, trunk, people=names)
             loss = settings.make_loss()
             trainer = make_trainer(

@@ -72,7 +72,7 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
     names: list[str] = []
     person = None
     if job.get("posterior") == "people":
-        names, person = people_of(lpc_data.by_people(part.train))
+        names, person = people_of(lpc_data.by_people(part.train, name))
     policy = make_policy(llm, backbone, settings, trunk, latent=latent, people=names)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def run(job: dict[str, Any], cache: str) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "trainable": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),  # type: ignore[union-attr]
         "history": [row for row in trainer.state.log_history if "loss" in row][-8:],
-        **tested(policy, settings, test, of_test, job.get("switch", False), lpc_data.by_people(part.test)),
+        **tested(policy, settings, test, of_test, job.get("switch", False), lpc_data.by_people(part.test, name)),
     }
     if coded and job.get("people"):
         found["people"] = lpc_people.people(policy, settings.make_loss(), part, pool, of_pool, test, of_test, seed)
