@@ -231,7 +231,7 @@ def headline(found: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
                     figures |= {f"people_{short}_{way}_{against}{end}": told[k] for k, end in _ENDS.items()}
     cost = extra["cost"]
     kept = ("overhead_ratio", "overhead_memory", "overhead_people", "speed_vs_trl", "speed_vs_trl_known")
-    figures |= {k: cost[k] for k in (*kept, "speed_vs_trl_top_layers")}
+    figures |= {k: cost[k] for k in (*kept, "speed_vs_trl_top_layers") if k in cost}
     figures |= {k: extra["exact"][k] for k in ("trl_difference", "zero_code_difference")}
     figures |= {f"{name}_ridge": one["value"] for name, one in extra["ridge"].items()}
     quality_of = extra["quality"]
