@@ -70,7 +70,7 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
         for tag in (False, True):
             for latent in ("none", "codes"):
                 add("hh", latent=latent, flips=flips, tag=tag, **({"switch": True} if latent == "codes" else {}))
-    for k in (1, 32, 128):
+    for k in (1, 8, 32, 128):
         add("demo", latent="codes", codes=k)
     for posterior in ("difference", "both"):
         add("demo", latent="codes", posterior=posterior)

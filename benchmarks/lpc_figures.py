@@ -11,6 +11,7 @@ import lpc_quality
 import numpy as np
 from lpc_data import MAX_LENGTH
 from numpy.typing import NDArray
+from tables import percent, points
 
 from penchant.backbone import Backbone
 from penchant.encode import encode_pairs
@@ -68,7 +69,7 @@ def cell(of: dict[int, Run], runs: dict[str, dict[int, Run]]) -> dict[str, Any]:
             found[f"{way}_delta"] = _figure(gap, groups)
         for figure in ("kl", "perplexity", "top_share", "prior_spread"):
             found[figure] = float(np.mean([run["codes"][figure] for run in of.values()]))
-    if "people" in first:
+    if "people" in first and both:
         found["people"] = _people([of[s] for s in both], [plain[s] for s in both], groups)
     return found
 
@@ -163,14 +164,6 @@ def ridge(seeds: list[int], cache: Path, sets: tuple[str, ...], *, quick: bool) 
 # ---- what is printed ------------------------------------------------------------------------------------------------
 
 
-def _share(figure: Figure) -> str:
-    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
-
-
-def _points(figure: Figure) -> str:
-    return f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f} to {100 * figure['high']:+.1f})"
-
-
 def tables(found: dict[str, Any], extra: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """Titles and rows of text."""
     header = ["run", "seeds", "accuracy", "minus plain", "posterior", "switched", "KL", "perplexity", "top share"]
@@ -180,9 +173,9 @@ def tables(found: dict[str, Any], extra: dict[str, Any]) -> list[tuple[str, list
             [
                 name,
                 str(one["seeds"]),
-                _share(one["accuracy"]),
-                _points(one["delta"]) if "delta" in one else "",
-                *(_points(one[f"{way}_delta"]) if way in one else "" for way in ("posterior", "switched")),
+                percent(one["accuracy"]),
+                points(one["delta"]) if "delta" in one else "",
+                *(points(one[f"{way}_delta"]) if way in one else "" for way in ("posterior", "switched")),
                 *(f"{one[figure]:.3g}" if figure in one else "" for figure in ("kl", "perplexity", "top_share")),
             ]
         )
@@ -194,12 +187,12 @@ def tables(found: dict[str, Any], extra: dict[str, Any]) -> list[tuple[str, list
                 told = ["", "", ""]
                 if way != "prior":
                     ends = ("all", "delta", "minus_plain")
-                    told = [(_share if end == "all" else _points)(one["people"][f"{way}_{end}"]) for end in ends]
+                    told = [(percent if end == "all" else points)(one["people"][f"{way}_{end}"]) for end in ends]
                 people.append([name, way, *told, *(f"{100 * value:.1f}" for value in by.values())])
     cost = [["figure", "value"], *([k, f"{v:.3g}"] for k, v in flat({k: extra[k] for k in ("exact", "cost")}).items())]
-    ridge = [["data", "ridge head on the same pairs"], *([name, _share(one)] for name, one in extra["ridge"].items())]
+    simple = [["data", "ridge head on the same pairs"], *([name, percent(one)] for name, one in extra["ridge"].items())]
     good = [["figure", "value"], *([k, f"{v:.3f}"] for k, v in flat(extra["quality"]).items())]
-    return [("preference accuracy", rows), ("ridge", ridge), ("people", people), ("cost", cost), ("quality", good)]
+    return [("preference accuracy", rows), ("ridge", simple), ("people", people), ("cost", cost), ("quality", good)]
 
 
 def flat(value: Any, name: str = "") -> dict[str, float]:
@@ -237,7 +230,7 @@ def headline(found: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     quality_of = extra["quality"]
     wanted = tuple(f"{k}{end}" for k in ("gold_mean_delta", "win_rate") for end in _ENDS.values())
     figures |= {f"{s}_{k}": v for s, one in quality_of.items() for k, v in one.items() if k in wanted}
-    return {k: round(float(v), 5) for k, v in figures.items()}
+    return {k: float(f"{v:.5g}") for k, v in figures.items()}
 
 
 _ENDS = {"value": "", "low": "_ci_low", "high": "_ci_high"}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from penchant.policy.codes import PEOPLE
 from penchant.policy.watch import MOST_GAP
 from penchant.report import versions, warning
 from penchant.report_codes import notes, side_by_side
@@ -131,7 +132,7 @@ def setting(metrics: Metrics) -> Section | None:
             ("Weight of the KL", plain(policy.get("kl_weight")) if policy.get("codes") else ""),
             ("The posterior sees", escape(_SEEN.get(seen := latent.get("posterior") or "", seen))),
             ("People", count(len(policy["people"])) if policy.get("people") else ""),
-            ("Temperature of the draws", plain(latent.get("temperature"))),
+            ("Temperature of the draws", plain(latent.get("temperature")) if seen != PEOPLE else ""),
         ]
     )
     says = "A policy trained on preference pairs, with z from latent codes added before the vocabulary's head."

@@ -16,6 +16,7 @@ from penchant.store_shard import SUFFIX, BadShard, load_shard, shard_rows, stamp
 DAY = 24 * 3600.0
 TRUNKS = "trunk"
 """Folder of the states of layers that `penchant align --top_layers` keeps frozen, a file for each set of pairs."""
+STATES = ".states"
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class StoreInfo:
 
     @property
     def is_states(self) -> bool:
-        return self.path.parent.name == TRUNKS
+        return self.path.suffix == STATES
 
 
 def list_stores(root: Path | str) -> list[StoreInfo]:
     """All stores and states below `root`, the most recently used first; none if there is no such folder."""
     found = [_info(folder) for folder in _folders(root)]
-    for path in Path(root).expanduser().glob(f"{TRUNKS}/*.states"):
+    for path in Path(root).expanduser().glob(f"{TRUNKS}/*{STATES}"):
         with contextlib.suppress(FileNotFoundError):
             stat = path.stat()
             found.append(StoreInfo(path, None, 0, stat.st_size, stat.st_mtime))

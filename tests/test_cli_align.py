@@ -104,6 +104,7 @@ def test_people_are_told_apart_where_it_is_known_who_judged(work: Path, capsys: 
     assert "policy, told who judged" in capsys.readouterr().out
     assert metrics(work, "people")["policy"]["people"] == ["u", "v", "w"]
     page = (work / "people" / "report.html").read_text()
+    assert "Temperature" not in page  # nothing is drawn
     assert "what else the same person judged" in page
     assert main(["codes", str(work / "people"), str(work / "pairs.jsonl"), "--prompts", "0"]) == 0
 

@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 from penchant.errors import InputError
 from penchant.pairs import load_pairs
-from penchant.policy.codes import PEOPLE
 from penchant.policy.policy import Policy
 from penchant.policy.reading import ANSWER_TOKENS, PROMPTS, read_codes
 from penchant.policy.saving import read_config
-from penchant.report_codes import shown_codes, write_codes
+from penchant.report_codes import seen_pair, shown_codes, write_codes
 from penchant.runs import peak_memory_mb, versions
 
 PRINTED = 10
@@ -84,7 +83,7 @@ def policy_folder(run: str) -> Path:
 def summary(found: dict[str, Any]) -> str:
     """The codes that are shown in full, one a line, and what is wrong."""
     figures, shown = found["figures"], shown_codes(found)[:PRINTED]
-    adds = "who judged adds" if found["policy"].get("posterior") == PEOPLE else "a pair adds"
+    adds = "a pair adds" if seen_pair(found) else "who judged adds"
     lines = [
         f"about {figures['perplexity']:.1f} of {found['policy']['codes']} codes are in use on {figures['n']:,} prompts;"
         f" {adds} {figures['kl']:.3f} nats to what its prompt says",

@@ -12,7 +12,7 @@ from penchant.chat import Text
 from penchant.evaluate import accuracy, accuracy_interval, baselines, correctness
 from penchant.pairs import prompt_groups, to_text
 from penchant.policy.batches import TokenPair
-from penchant.policy.codes import PEOPLE, LatentCodes, PairStates
+from penchant.policy.codes import LatentCodes, PairStates
 from penchant.policy.generate import generate
 from penchant.policy.losses import Loss, PairLogProbs
 from penchant.policy.policy import Policy
@@ -62,16 +62,14 @@ def evaluate_policy(
             "accuracy_prior": by["prior"],
             "accuracy_posterior": by["posterior"],
             "gap": gap,
-            "warnings": warnings(figures, by["prior"]["value"], by["posterior"]["value"], known_share(states, policy)),
+            "warnings": warnings(figures, by["prior"]["value"], by["posterior"]["value"], known_share(states)),
         }
     return metrics
 
 
-def known_share(states: PairStates, policy: Policy) -> float | None:
+def known_share(states: PairStates) -> float | None:
     """Share of pairs on whose judge there is evidence; None without the posterior "people"."""
-    if not isinstance(policy.codes, LatentCodes) or policy.codes.posterior != PEOPLE or states.evidence is None:
-        return None
-    return float(states.evidence.any(-1).float().mean())
+    return None if states.evidence is None else float(states.evidence.any(-1).float().mean())
 
 
 def examples(

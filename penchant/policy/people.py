@@ -18,11 +18,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from penchant.backbone import load_whole
-from penchant.errors import InputError, RecipeMismatch
-from penchant.policy.batches import TokenPair, batches_of, lay_out, token_pairs
+from penchant.errors import InputError
+from penchant.policy.batches import TokenPair, lay_out, token_pairs
 from penchant.policy.losses import Loss, PairLogProbs, make_loss
-from penchant.policy.policy import EVAL_BUDGET, Policy
+from penchant.policy.policy import Policy
+from penchant.policy.saving import load_base
 
 
 def people_of(pairs: Dataset) -> tuple[list[str], list[int]]:
@@ -53,18 +53,18 @@ def code_likelihood(loss: Loss, margins: Tensor, z: Tensor, codebook: Tensor) ->
 def evidence_of(policy: Policy, loss: Loss, pairs: Sequence[TokenPair], reference: PairLogProbs | None) -> Tensor:
     """log f(m_k) of n pairs under each code, [n, K], around the prior's expectation; `reference` as in training."""
     codes = policy._codes()
-    backbone = policy.backbone
+
+    def work(batch: list[int]) -> Tensor:
+        with torch.no_grad():
+            states, under = policy.run(lay_out([pairs[i] for i in batch], packed=policy.backbone.packed))
+            z = codes.expected(states.prompt)
+        z.requires_grad_(True)
+        known = PairLogProbs(*(part[batch].to(z.device) for part in reference)) if reference is not None else None
+        return code_likelihood(loss, loss.margins(under(z), known), z, codes.codebook.detach()).cpu()
+
     found = torch.zeros(len(pairs), codes.codes)
-    try:
-        for batch in batches_of(pairs, EVAL_BUDGET):
-            with torch.no_grad():
-                states, under = policy.run(lay_out([pairs[i] for i in batch], packed=backbone.packed))
-                z = codes.expected(states.prompt)
-            z.requires_grad_(True)
-            known = PairLogProbs(*(part[batch].to(z.device) for part in reference)) if reference is not None else None
-            found[batch] = code_likelihood(loss, loss.margins(under(z), known), z, codes.codebook.detach()).cpu()
-    finally:
-        backbone.config._attn_implementation = backbone.plain_attention  # for whoever runs it plainly
+    for batch, said in policy.over_batches(pairs, work):
+        found[batch] = said
     return found
 
 
@@ -86,8 +86,4 @@ def reference_again(policy: Policy, pairs: Sequence[TokenPair]) -> PairLogProbs:
     if policy.facts["lora"] is not None:
         with model.disable_adapter():
             return policy.score(pairs, {"": lambda _: None})[1][""]
-    facts = policy.facts
-    llm, backbone = load_whole(facts["base"], facts["dtype"], facts["asked_revision"], facts["max_length"])
-    if backbone.revision != facts["revision"]:
-        raise RecipeMismatch(f"{facts['base']!r} is not the model this policy was trained from; get the same weights.")
-    return Policy(llm, backbone).score(pairs, {"": lambda _: None})[1][""]
+    return Policy(*load_base(policy.facts)).score(pairs, {"": lambda _: None})[1][""]

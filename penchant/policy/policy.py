@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from datasets import Dataset
@@ -26,6 +26,7 @@ EVAL_BUDGET = 1024
 """Tokens run at once where nothing is trained."""
 Shift = Callable[[PairStates], "Tensor | None"]
 """z [b, d] of some pairs, or None for no z."""
+Result = TypeVar("Result")
 
 
 class PolicyOutput(NamedTuple):
@@ -131,28 +132,28 @@ class Policy(nn.Module):
         """
         states: list[list[Tensor]] = [[] for _ in pairs]
         found: dict[str, list[list[Tensor]]] = {name: [[] for _ in pairs] for name in shifts}
-        for batch, (of, made) in self._batches(pairs, shifts, evidence, label):
+
+        @torch.no_grad()
+        def work(batch: list[int]) -> tuple[list[Tensor], dict[str, PairLogProbs]]:
+            of, under = self.run(lay_out([pairs[i] for i in batch], packed=self.backbone.packed))
+            if evidence is not None:
+                of = of._replace(evidence=evidence[batch])
+            made = under.each({name: shift(of) for name, shift in shifts.items()})
+            cpu = {name: PairLogProbs(*(part.cpu() for part in probs)) for name, probs in made.items()}
+            return [part.float().cpu() for part in (of.prompt, of.chosen, of.rejected)], cpu
+
+        for batch, (of, made) in self.over_batches(pairs, work, label):
             for at, number in enumerate(batch):
-                states[number] = [of.prompt[at], of.chosen[at], of.rejected[at]]
+                states[number] = [part[at] for part in of]
                 for name, probs in made.items():
                     found[name][number] = [part[at] for part in probs]
         seen = PairStates(*_columns(states))._replace(evidence=evidence)
         return seen, {name: PairLogProbs(*_columns(rows)) for name, rows in found.items()}
 
-    def _batches(
-        self, pairs: Sequence[TokenPair], shifts: Mapping[str, Shift], evidence: Tensor | None, label: str | None
-    ) -> Iterator[tuple[list[int], tuple[PairStates, dict[str, PairLogProbs]]]]:
-        def work(batch: list[int]) -> tuple[PairStates, dict[str, PairLogProbs]]:
-            with torch.no_grad():
-                states, under = self.run(lay_out([pairs[i] for i in batch], packed=self.backbone.packed))
-                if evidence is not None:
-                    states = states._replace(evidence=evidence[batch])
-                made = under.each({name: shift(states) for name, shift in shifts.items()})
-                cpu = {name: PairLogProbs(*(part.cpu() for part in probs)) for name, probs in made.items()}
-                return PairStates(
-                    *(part.float().cpu() for part in (states.prompt, states.chosen, states.rejected))
-                ), cpu
-
+    def over_batches(
+        self, pairs: Sequence[TokenPair], work: Callable[[list[int]], Result], label: str | None = None
+    ) -> Iterator[tuple[list[int], Result]]:
+        """The pairs' numbers batch by batch, each with what `work` makes of it; nothing is trained meanwhile."""
         training = self.training
         self.eval()
         try:
@@ -177,9 +178,11 @@ class Policy(nn.Module):
         """Evidence [n, K] on who judged each pair, zeros for who is new; None without the posterior "people"."""
         if not isinstance(self.codes, LatentCodes) or self.codes.posterior != PEOPLE:
             return None
-        names = set(self.facts["people"])
-        given: list[Any] = pairs["user_id"] if "user_id" in pairs.column_names else [None] * len(pairs)
-        return torch.stack([self.evidence_on(who) if who in names else torch.zeros(self.codes.codes) for who in given])
+        given = pairs["user_id"] if "user_id" in pairs.column_names else [None] * len(pairs)
+        number = {name: i for i, name in enumerate(self.facts["people"])}
+        known = self.codes.evidence.detach().float().cpu()
+        nothing = known.new_zeros(1, known.shape[1])  # for whoever is new
+        return torch.cat([known, nothing])[[number.get(who, len(number)) for who in given]]
 
     def evidence_on(self, person: str) -> Tensor:
         """Evidence [K] on someone whose pairs were trained on, for `generate`; InputError for anyone else."""

@@ -120,7 +120,7 @@ def read_codes(
         | {"codes": codes.codes, "posterior": codes.posterior},
         "data": describe(pairs),
         "figures": figures,
-        "warnings": warnings(figures, known=known_share(states, policy)),
+        "warnings": warnings(figures, known=known_share(states)),
         "codes": [facts(int(k)) for k in order],
         "shown": shown,
         "switched_prompts": len(spread),

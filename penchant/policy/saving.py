@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from penchant.backbone import Backbone, load_whole
 from penchant.errors import InputError, RecipeMismatch
@@ -37,18 +38,15 @@ def save(policy: Policy, folder: Path) -> None:
 def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, LatentCodes | None, dict[str, Any]]:
     """What a `Policy` is made of: model, backbone, codes and facts."""
     config = read_config(folder)
-    name = str(folder / "model") if config["lora"] is None else config["base"]
     model: Any
-    model, backbone = load_whole(name, dtype or config["dtype"], config["asked_revision"], config["max_length"])
-    if config["lora"] is not None:
-        if backbone.revision != config["revision"]:
-            raise RecipeMismatch(
-                f"{folder} was trained on {config['base']!r} {config['revision'][:12]}, here that is"
-                f" {backbone.revision[:12]}; get the same weights."
-            )
+    if config["lora"] is None:
+        asked = (dtype or config["dtype"], config["asked_revision"], config["max_length"])
+        model, backbone = load_whole(str(folder / "model"), *asked)
+    else:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, folder / "adapter")
+        llm, backbone = load_base(config, dtype)
+        model = PeftModel.from_pretrained(llm, folder / "adapter")
     codes = None
     if config["latent"]:
         codes = LatentCodes(backbone.width, **config["latent"], people=len(config.get("people", []))).to(
@@ -56,6 +54,17 @@ def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, L
         )
         codes.load_state_dict(load_file(folder / CODES))
     return model, backbone, codes, config
+
+
+def load_base(facts: dict[str, Any], dtype: str | None = None) -> tuple[PreTrainedModel, Backbone]:
+    """The LLM a policy was made from; RecipeMismatch where that is not the one of this name here."""
+    llm, backbone = load_whole(facts["base"], dtype or facts["dtype"], facts["asked_revision"], facts["max_length"])
+    if backbone.revision != facts["revision"]:
+        raise RecipeMismatch(
+            f"the policy was trained from {facts['base']!r} {facts['revision'][:12]}, here that is"
+            f" {backbone.revision[:12]}; get the same weights."
+        )
+    return llm, backbone
 
 
 def load_state(policy: Policy, folder: Path) -> None:

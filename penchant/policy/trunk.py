@@ -20,6 +20,7 @@ from penchant.chat import Tokens, content_key
 from penchant.errors import InputError
 from penchant.packing import Batch, Tree, pack, packed_spans
 from penchant.policy.batches import TokenPair
+from penchant.store_admin import STATES
 from penchant.workers import run_batches
 
 BUDGET = 1024
@@ -74,7 +75,7 @@ class Trunk:
         backbone = self.backbone
         recipe = backbone.recipe((f"{self.first}:last",)).fingerprint
         digest = hashlib.blake2b("".join([recipe, *(key.hex() for key in self._span)]).encode(), digest_size=16)
-        path = folder / f"{digest.hexdigest()}.states"
+        path = folder / f"{digest.hexdigest()}{STATES}"
         size = (self.tokens, backbone.width)
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
