@@ -10,7 +10,7 @@ training pairs of both sets, with hidden sources looked at there to see why a ga
 
     ridge               LinearHead on the means
     pooled              CodedHead(codes=1): the same with squashed features beside them, one taste for all
-    context             ContextHead on the means and the prompt's views
+    context             ContextHead on the means and the prompt's means
     coded_unsupervised  CodedHead(): two codes, no source
     coded_with_source   CodedHead(use_source=True): sources in training only
     coded_shuffled      the same with shuffled sources (control)
@@ -44,7 +44,7 @@ from penchant.encode import encode_pairs
 from penchant.evaluate import Interval, correctness
 from penchant.evaluate.learning_curve import nested_order, seeds_and_prompts_interval
 from penchant.heads import CodedHead, ContextHead, Head, LinearHead
-from penchant.latents import LatentPairs
+from penchant.latents import PROMPT, LatentPairs
 from penchant.pairs import load_pairs, to_text
 from penchant.store_views import open_store
 
@@ -100,7 +100,7 @@ def run_cell(train: LatentPairs, test: LatentPairs, seed: int, file: Path) -> No
     names = np.unique(test.source.astype(str))
     shuffled = replace(train, source=np.random.default_rng(seed).permutation(train.source))
     own = means(train)
-    with_prompt = train.select((*own, *train.recipe.prompt_views))
+    with_prompt = train.select((*own, *(view for view in train.recipe.prompt_views if view.endswith(f":{PROMPT}"))))
     heads: dict[str, Callable[[], Head]] = {
         "ridge": lambda: LinearHead(random_state=seed).fit(train.select(own)),
         "pooled": lambda: CodedHead(codes=1, random_state=seed).fit(train),

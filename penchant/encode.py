@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from penchant.backbone import Backbone
 from penchant.chat import Text, Tokens
 from penchant.errors import InputError
-from penchant.latents import PROMPT, LatentPairs, Recipe
+from penchant.latents import LatentPairs, Recipe, own_view
 from penchant.packing import Batch, Keys, pack, packed_spans, padded_spans, stack_keys
 from penchant.pairs import prompt_groups
 from penchant.workers import run_batches
@@ -237,13 +237,13 @@ def encode_texts(
 
 
 def _read(store: LatentStore, recipe: Recipe, keys: Keys, prompt_keys: Keys) -> NDArray[np.float32]:
-    """Latents [n, recipe.dim]: each row's own views, and its prompt's mean for the views "L:prompt"."""
+    """Latents [n, recipe.dim]: each row's own views, and its prompt's own where a view is of the prompt."""
     latents = store.read(keys)
     if recipe == recipe.stored:
         return latents
     prompts, kept = store.read(prompt_keys), recipe.stored
     parts = [
-        (prompts if view in recipe.prompt_views else latents)[:, kept.columns((view.replace(f":{PROMPT}", ":mean"),))]
+        (prompts if view in recipe.prompt_views else latents)[:, kept.columns((own_view(view),))]
         for view in recipe.views
     ]
     return np.concatenate(parts, axis=1)

@@ -15,8 +15,9 @@ from penchant.errors import InputError, RecipeMismatch
 
 Array = NDArray[Any]
 POOLINGS = ("last", "mean")
-PROMPT = "prompt"
-"""The pooling of a view that is the prompt's own mean: the same for every response to it."""
+PROMPT, PROMPT_LAST = "prompt", "prompt_last"
+OF_PROMPT = {PROMPT: "mean", PROMPT_LAST: "last"}
+"""Poolings of views that are the same for every response to a prompt, and which of its own poolings each is."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Recipe:
 
     A view is "LAYER:POOLING", for example "20:mean". Layer L is the output of the L-th decoder layer
     (transformers' `hidden_states[L]`); the last layer is taken after the final norm. Pooling "last" is the last
-    token, "mean" the mean over the response's tokens (over the prompt's tokens for a prompt's own latent), "prompt"
-    the mean over the prompt's tokens, for heads whose taste may depend on what was asked.
+    token, "mean" the mean over the response's tokens (over the prompt's tokens for a prompt's own latent). "prompt"
+    is the mean over the prompt's tokens and "prompt_last" its last token, for heads whose taste may depend on what was
+    asked.
     """
 
     model: str
@@ -63,18 +65,17 @@ class Recipe:
     @property
     def stored(self) -> Recipe:
         """The recipe of what lies in a store: a view "L:prompt" is the prompt's own "L:mean", kept once a prompt."""
-        kept = [view.replace(f":{PROMPT}", ":mean") for view in self.views]
-        return replace(self, views=tuple(dict.fromkeys(kept)))
+        return replace(self, views=tuple(dict.fromkeys(map(own_view, self.views))))
 
     @property
     def response_views(self) -> tuple[str, ...]:
         """The views that differ between two responses to one prompt."""
-        return tuple(view for view in self.views if not view.endswith(f":{PROMPT}"))
+        return tuple(view for view in self.views if own_view(view) == view)
 
     @property
     def prompt_views(self) -> tuple[str, ...]:
         """The views that do not."""
-        return tuple(view for view in self.views if view.endswith(f":{PROMPT}"))
+        return tuple(view for view in self.views if own_view(view) != view)
 
     def columns(self, views: tuple[str, ...]) -> Array:
         """Column indices [width * len(views)] of `views` inside a latent of this recipe."""
@@ -98,6 +99,12 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
         return cls(**{**data, "views": tuple(data["views"])})
+
+
+def own_view(view: str) -> str:
+    """The view of the prompt's own latent that a view of the prompt is, "L:mean" for "L:prompt"; others as they are."""
+    layer, _, pooling = view.partition(":")
+    return f"{layer}:{OF_PROMPT.get(pooling, pooling)}"
 
 
 @dataclass(frozen=True)

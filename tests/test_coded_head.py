@@ -18,7 +18,7 @@ from penchant.heads.evidence import PRIOR, fit_gate, log_evidence
 from penchant.latents import LatentPairs, Recipe
 
 WIDTH = 16
-VIEWS = ("10:last", "10:mean", "10:prompt")
+VIEWS = ("10:last", "10:mean", "10:prompt", "10:prompt_last")
 
 
 def make_pairs(n: int, kinds: int = 2, seed: int = 0, hidden_in: str = "10:prompt") -> LatentPairs:
@@ -32,7 +32,8 @@ def make_pairs(n: int, kinds: int = 2, seed: int = 0, hidden_in: str = "10:promp
         tastes[1] = -tastes[0]
     kind = rng.integers(kinds, size=n)
     views = {view: rng.normal(size=(2, n, WIDTH)) for view in VIEWS}
-    views["10:prompt"][1] = views["10:prompt"][0]
+    for view in ("10:prompt", "10:prompt_last"):
+        views[view][1] = views[view][0]
     corner = np.eye(kinds)[kind] @ directions[:kinds]
     views[hidden_in] = views[hidden_in] * 0.8 + 2 * corner
     good, bad = views["10:mean"]
@@ -75,6 +76,14 @@ def test_a_conflict_that_only_the_last_token_shows_is_found_there() -> None:
     head = CodedHead().fit(make_pairs(400, hidden_in="10:last"))
     test = make_pairs(1000, seed=1, hidden_in="10:last")
     assert head.gate_views_ == ["10:last"]
+    assert accuracy(head, test) > 0.8
+    assert agreement(head, test) > 0.9
+
+
+def test_the_gate_reads_the_prompts_last_token_where_only_that_tells() -> None:
+    head = CodedHead().fit(make_pairs(400, hidden_in="10:prompt_last"))
+    test = make_pairs(1000, seed=1, hidden_in="10:prompt_last")
+    assert head.gate_views_ == ["10:prompt", "10:prompt_last"]
     assert accuracy(head, test) > 0.8
     assert agreement(head, test) > 0.9
 
@@ -238,7 +247,7 @@ def test_wrong_input_is_named() -> None:
     for views in (("10:mean",), ("10:prompt",)):
         with pytest.raises(InputError, match="add one such as 10:prompt"):
             CodedHead().fit(pairs.select(views))
-    with pytest.raises(RecipeMismatch, match="width 48, got 16"):
+    with pytest.raises(RecipeMismatch, match="width 64, got 16"):
         CodedHead(codes=1).fit(pairs).score(pairs.chosen[:, :WIDTH])
     with pytest.raises(InputError, match="add a source column"):
         CodedHead(use_source=True).fit(replace(pairs, source=None))
@@ -254,10 +263,10 @@ def people(n: int, seed: int) -> LatentPairs:
     """Two people with opposite tastes, asked the same things: no prompt tells them apart."""
     pairs = make_pairs(n, seed=seed)
     rng = np.random.default_rng(seed)
-    prompts = pairs.recipe.columns(("10:prompt",))
+    prompts = pairs.recipe.columns(pairs.recipe.prompt_views)
     for side in (pairs.chosen, pairs.rejected):
         side[:, prompts] = 0
-    pairs.chosen[:, prompts] = pairs.rejected[:, prompts] = rng.normal(size=(n, WIDTH))
+    pairs.chosen[:, prompts] = pairs.rejected[:, prompts] = rng.normal(size=(n, 2 * WIDTH))
     return pairs
 
 

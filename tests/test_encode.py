@@ -430,19 +430,21 @@ def test_embedded_llm_on_real_pairs(smol: Backbone, shared_data: Path) -> None:
             assert np.linalg.norm(part - other) < 1e-4 * np.linalg.norm(other)
 
 
-def test_a_prompt_view_is_the_prompts_own_mean_beside_each_response(tmp_path: Path, llama: Backbone) -> None:
+def test_a_prompt_view_is_the_prompts_own_latent_beside_each_response(tmp_path: Path, llama: Backbone) -> None:
     data = tiny.pairs(8)
-    views = ("2:last", "2:prompt", "1:mean")
+    views = ("2:last", "2:prompt", "1:mean", "2:prompt_last")
     store = open_store(tmp_path, llama.recipe(views))
     made = encode_pairs(llama, data, views, store, show_progress=False)
     plain = encode_pairs(llama, data, ("2:last", "2:mean", "1:mean"), show_progress=False)
-    mean = plain.select(("2:mean",)).prompt
+    mean, last = (plain.select((view,)).prompt for view in ("2:mean", "2:last"))
+    assert not same(mean, last)
     for side in ("chosen", "rejected", "prompt"):
         assert same(getattr(made.select(("2:prompt",)), side), mean)
+        assert same(getattr(made.select(("2:prompt_last",)), side), last)
     for view in ("2:last", "1:mean"):
         assert same(made.select((view,)).chosen, plain.select((view,)).chosen)
     assert same(encode_texts(llama, data["prompt"][:], data["chosen"][:], views, store), made.chosen)
-    # The prompt's mean is kept once, under a recipe that needs no view of the prompt.
+    # The prompt's own latent is kept once, under a recipe that needs no view of the prompt.
     narrow = ("2:last", "2:mean", "1:mean")
     again = encode_pairs(llama, data, narrow, open_store(tmp_path, llama.recipe(narrow)), show_progress=False)
     assert again.meta["encoded_sequences"] == 0

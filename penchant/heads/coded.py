@@ -16,7 +16,7 @@ from penchant.heads.base import Head, check_latents, check_pairs, prompt_folds
 from penchant.heads.context import deviation_of, view_gain
 from penchant.heads.evidence import Codes, Sides, fit_gate, log_evidence
 from penchant.heads.linear import STRENGTHS, TOLERANCE, BradleyTerryLoss, Spectrum, pick_strength, solve
-from penchant.latents import PROMPT, LatentPairs, Recipe
+from penchant.latents import OF_PROMPT, PROMPT, LatentPairs, Recipe
 
 if TYPE_CHECKING:
     from penchant.backbone import Backbone
@@ -45,9 +45,10 @@ class CodedHead(Head, kind="coded"):
     prompt, and in the response's too, as they have read the prompt.
 
     Without sources the gate is the one under which the preferences are most likely with all tastes integrated out
-    (`evidence.fit_gate`); it reads the prompt's views or the response's last token, whichever makes them more likely.
-    With `use_source` a pair's code is known in training, a logistic regression predicts it from the latents, and
-    scoring needs no source. Either way the tastes e_k = w_0 + w_k, with sum_k w_k = 0, then minimise
+    (`evidence.fit_gate`). It reads the prompt's means, or these and the prompt's last token, or the response's last
+    token: whichever makes them most likely. With `use_source` a pair's code is known in training, a logistic
+    regression predicts it from the latents, and scoring needs no source. Either way the tastes e_k = w_0 + w_k, with
+    sum_k w_k = 0, then minimise
 
         sum_i l(score(chosen_i) - score(rejected_i)) + strength / 2 (|w_0|^2 / shared + sum_k |w_k|^2 / own),
 
@@ -206,8 +207,10 @@ class CodedHead(Head, kind="coded"):
     def _gate_candidates(self) -> list[tuple[str, ...]]:
         """Views that a hidden gate may read."""
         recipe = Recipe.from_dict(self.recipe_)
+        means = tuple(view for view in recipe.prompt_views if view.endswith(f":{PROMPT}"))
         last = tuple(view for view in recipe.views if view.endswith(":last"))
-        return [] if self.codes == 1 else [recipe.prompt_views, *([last] if last else [])]
+        wanted = dict.fromkeys([means, recipe.prompt_views, last])
+        return [views for views in wanted if views and self.codes > 1]
 
     def _fit_hidden_gate(self, pairs: LatentPairs, sides: Sides, candidates: list[tuple[str, ...]]) -> Codes:
         """The gate, of those that read one candidate each, under which the preferences are most likely."""
@@ -251,7 +254,7 @@ class CodedHead(Head, kind="coded"):
     def default_views(self, backbone: Backbone) -> tuple[str, ...]:
         """The backbone's views of the response and, at no further cost, the prompt's at each of their layers."""
         recipe = backbone.recipe(backbone.default_views())
-        return (*recipe.response_views, *(f"{layer}:{PROMPT}" for layer in recipe.layers))
+        return (*recipe.response_views, *(f"{layer}:{pooling}" for pooling in OF_PROMPT for layer in recipe.layers))
 
     def check_encoding(self, backbone: Backbone, recipe: Recipe, pairs: int) -> None:
         if not (recipe.prompt_views and recipe.response_views):
