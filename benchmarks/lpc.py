@@ -79,8 +79,11 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
         usual = job["loss"] == "dpo" and job["set"] != "ultrafeedback" and "flips" not in job and job["codes"] == 64
         return usual and job["latent"] in ("none", "codes") and job.get("posterior", "people") == "people"
 
-    # The rest seed by seed, so that a run that is cut short has every row once before it has any twice.
-    found.sort(key=lambda job: (not core(job), 0 if core(job) else int(job["seed"])))
+    def grid(job: Job) -> bool:
+        return job["latent"] in ("none", "codes") and job["codes"] == 64 and not {"posterior", "flips"} & job.keys()
+
+    # Then seed by seed, so that a run that is cut short has every row once before it has any twice; the losses first.
+    found.sort(key=lambda job: (not core(job), 0 if core(job) else job["seed"] + (0 if grid(job) else 1.5)))
     if quick:  # each kind of row once
         seen: set[tuple[Any, ...]] = set()
         few = []

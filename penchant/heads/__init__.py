@@ -1,4 +1,4 @@
-"""Heads score latents: linear, prompt-dependent, coded, an MLP, on SAE features, for one person, or a committee."""
+"""Heads score latents: linear, prompt-dependent, coded, an MLP, on SAE features, a taste a person, or a committee."""
 
 from penchant.heads.auto import AutoHead
 from penchant.heads.base import HEADS, Head, load_head
@@ -10,6 +10,7 @@ from penchant.heads.mlp import MLPHead
 from penchant.heads.pca import PCAHead
 from penchant.heads.sae_linear import SAELinearHead
 from penchant.heads.sparse import SparseHead
+from penchant.heads.tastes import TasteHead
 
 __all__ = [
     "HEADS",
@@ -23,5 +24,6 @@ __all__ = [
     "PCAHead",
     "SAELinearHead",
     "SparseHead",
+    "TasteHead",
     "load_head",
 ]

@@ -122,7 +122,7 @@ class PCAHead(Head, kind="pca"):
             margins = chosen - rejected
             plain = BradleyTerryLoss(np.zeros((len(pairs), 1)), 0.0)
             self.strength_, _, self.cv_margins_ = pick_strength(Spectrum.of(margins), plain, fold, self.strengths)
-            self.pooled_ = _ridge(margins, np.zeros(margins.shape[1]), self.strength_)
+            self.pooled_ = ridge_taste(margins, np.zeros(margins.shape[1]), self.strength_)
         else:
             self.pooled_ = self._weigh(chosen, rejected)
             if fold.max() > 0:
@@ -144,7 +144,7 @@ class PCAHead(Head, kind="pca"):
         head = copy.copy(self)
         if self.weighting == "map":
             prior = min(1.0, self.strength_ or 1.0) if self.prior is None else self.prior
-            head.taste_ = _ridge(chosen - rejected, self.pooled_, prior)
+            head.taste_ = ridge_taste(chosen - rejected, self.pooled_, prior)
         else:
             head.taste_ = self._weigh(chosen, rejected)
         head.adapted_, head.cv_accuracy_, head.cv_margins_ = len(pairs), None, None
@@ -258,7 +258,7 @@ def adaptation_split(pairs: LatentPairs, n: int, random_state: int = 0) -> tuple
     return pairs.take(drawn), pairs.take(~np.isin(pairs.group, pairs.group[drawn]))
 
 
-def _ridge(margins: Array, center: Array, strength: float) -> Array:
+def ridge_taste(margins: Array, center: Array, strength: float) -> Array:
     """The taste [k] that minimises sum_i log(1 + exp(-margins_i . taste)) + strength / 2 |taste - center|^2."""
     # Written for the step away from the center, whose margins are then a given advantage of the chosen one.
     spectrum, loss = Spectrum.of(margins), BradleyTerryLoss(-(margins @ center)[:, None], 0.0)

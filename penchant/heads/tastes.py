@@ -1,0 +1,238 @@
+"""A taste a person: shared directions, a population that tastes come from, and each person's posterior in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+from typing_extensions import Self
+
+from penchant.errors import InputError
+from penchant.heads.base import Head, check_latents, prompt_folds
+from penchant.heads.pca import PCAHead, ridge_taste
+from penchant.latents import LatentPairs
+
+Array = NDArray[Any]
+
+PRIORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Precisions of tastes around the population's mean that are tried."""
+MOST_PEOPLE = 1000
+"""People on whom they are tried, at most."""
+MEMORY = 64 * 2**20
+"""Bytes of arrays that people who are fitted together may take."""
+STEPS, TOLERANCE = 50, 1e-8
+"""Newton steps at most, and the largest entry of a step that ends them."""
+
+
+class Taste(NamedTuple):
+    """What is known of a person: a Gaussian over the weights of the k shared directions."""
+
+    mean: Array
+    """Float32 [k]."""
+    precision: Array
+    """Float32 [k (k + 1) / 2], the upper triangle of the inverse covariance, row by row."""
+    pairs: int
+    """How many pairs it came from."""
+
+
+class TasteHead(Head, kind="tastes"):
+    """score_u(x) = w_u . c(x): a weight for each of k shared directions, and weights w_u of every person u.
+
+    Directions and the population's taste m are those of `PCAHead`. A person's taste comes from the population, and the
+    person's pairs from the taste:
+
+        w_u ~ N(m, I / prior),  P(chosen over rejected) = sigmoid(w_u . (c(chosen) - c(rejected))).
+
+    `fit` learns how far people are from each other: it takes the prior under which preferences on prompts that were
+    held out are most likely, in the mean over people. (Marginal likelihood would take pairs that share a prompt for
+    independent, and make tastes too free.) Who is new starts from m, and is pulled from it as far as their pairs give
+    reason to; nobody else's taste moves. What is known of a person is Laplace's approximation of the posterior, and
+    more pairs go on from it, so old pairs are neither needed nor forgotten.
+
+    `score` without a taste is m's. Swapping chosen and rejected flips every score.
+
+    Args:
+        components: k, the most directions.
+        folds: parts of the cross-validation, every prompt whole in one.
+        random_state: which prompts share a fold, and which people are asked where there are more than 1,000.
+
+    Attributes:
+        components_: float64 [k, d], c_j(x) = components_[j] . x.
+        mean_: float64 [k], m. prior_: the precision. people_: how many people the pairs are from.
+        strength_, cv_accuracy_, cv_margins_: of the population's taste, as in `PCAHead`.
+    """
+
+    tensors = ("components_", "mean_")
+    facts = ("prior_", "people_", "strength_", "cv_accuracy_")
+
+    components_: Array
+    mean_: Array
+    prior_: float
+    people_: int
+    strength_: float
+    cv_accuracy_: float | None
+    cv_margins_: Array | None
+
+    def __init__(self, components: int = 40, folds: int = 5, random_state: int = 0) -> None:
+        self.components = components
+        self.folds = folds
+        self.random_state = random_state
+
+    def fit(self, pairs: LatentPairs) -> Self:
+        """Directions and population from the pairs of two people or more.
+
+        Raises InputError for pairs without a user_id, only one person, NaN or inf, or arguments out of range.
+        """
+        people = rows_of(pairs)
+        if len(people) < 2:
+            raise InputError("all pairs were judged by one person; a population needs the pairs of two people or more")
+        pooled = PCAHead(self.components, folds=self.folds, random_state=self.random_state).fit(pairs)
+        self.components_, self.mean_, self.people_ = pooled.components_, pooled.pooled_, len(people)
+        self.strength_ = pooled.strength_ or 1.0
+        self.cv_accuracy_, self.cv_margins_ = pooled.cv_accuracy_, pooled.cv_margins_
+        self.prior_ = self._pick_prior(pairs, people)
+        return self
+
+    def _pick_prior(self, pairs: LatentPairs, people: dict[str, Array]) -> float:
+        """The largest of PRIORS whose held-out loss is least; 1 where there is one prompt only."""
+        fold = prompt_folds(pairs.group, self.folds, self.random_state)
+        rows = list(people.values())
+        if len(rows) > MOST_PEOPLE:
+            drawn = np.random.default_rng(self.random_state).choice(len(rows), MOST_PEOPLE, replace=False)
+            rows = [rows[i] for i in np.sort(drawn)]
+        sides = self._sides(pairs)
+        loss = np.zeros(len(PRIORS))
+        for part in range(int(fold.max()) + 1):
+            seen, unseen = ([sides[own[(fold[own] == part) == held]] for own in rows] for held in (False, True))
+            mean = ridge_taste(sides[fold != part], np.zeros(len(self.mean_)), self.strength_)
+            for j, prior in enumerate(PRIORS):
+                for number, taste, _ in posteriors(seen, [_isotropic(mean, prior)] * len(rows)):
+                    if len(unseen[number]):
+                        loss[j] += np.logaddexp(0, -(unseen[number] @ taste)).mean()
+        return 1.0 if fold.max() == 0 else PRIORS[len(PRIORS) - 1 - int(loss[::-1].argmin())]
+
+    def fit_people(self, pairs: LatentPairs, known: Mapping[str, Taste] | None = None) -> dict[str, Taste]:
+        """The taste of everybody who judged some of the pairs, all fitted side by side.
+
+        People in `known` go on from what is known of them, others from the population. Raises InputError for pairs
+        without a user_id, NaN or inf; RecipeMismatch for latents of another width.
+        """
+        self._check_fitted()
+        people, sides, known = rows_of(pairs), self._sides(pairs), known or {}
+        stranger = _isotropic(self.mean_, self.prior_)
+        names = list(people)
+        before = [known.get(name, stranger) for name in names]
+        found: dict[str, Taste] = {}
+        for number, mean, precision in posteriors([sides[rows] for rows in people.values()], before):
+            pairs_seen = before[number].pairs + len(people[names[number]])
+            found[names[number]] = Taste(mean.astype(np.float32), packed(precision).astype(np.float32), pairs_seen)
+        return found
+
+    def _sides(self, pairs: LatentPairs) -> Array:
+        """c(chosen) - c(rejected), float64 [n, k]."""
+        chosen, rejected = (check_latents(x, self.components_.shape[1]) for x in (pairs.chosen, pairs.rejected))
+        sides: Array = (chosen.astype(np.float64) - rejected) @ self.components_.T
+        return sides
+
+    def score(self, latents: Array, taste: Taste | None = None) -> Array:
+        """Float32 scores [n] of latents [n, d] by a person's taste; by the population's mean where none is given."""
+        self._check_fitted()
+        latents = check_latents(latents, self.components_.shape[1])
+        weights = self.mean_ if taste is None else taste.mean.astype(np.float64)
+        scores: Array = (latents.astype(np.float64) @ (weights @ self.components_)).astype(np.float32)
+        return scores
+
+    @property
+    def parameters(self) -> int:
+        return int(self.components_.shape[1])
+
+    def check_arguments(self) -> None:
+        PCAHead(self.components, folds=self.folds).check_arguments()
+
+
+def rows_of(pairs: LatentPairs) -> dict[str, Array]:
+    """The rows of each person's pairs, by user_id; InputError where it is not said who judged."""
+    if pairs.user_id is None:
+        raise InputError("the pairs have no user_id, who judged each; add that column, or map it with --columns")
+    missing = [row for row, who in enumerate(pairs.user_id) if who is None or who == ""]
+    if missing:
+        raise InputError(f"pair {missing[0]} has no user_id; name who judged it, or drop it")
+    names, member = np.unique(pairs.user_id.astype(str), return_inverse=True)
+    order = np.argsort(member, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(member))[:-1])
+    return dict(zip(names.tolist(), parts, strict=True))
+
+
+def _isotropic(mean: Array, precision: float) -> Taste:
+    return Taste(mean, packed(precision * np.eye(len(mean))), 0)
+
+
+def posteriors(sides: list[Array], priors: Sequence[Taste]) -> Iterator[tuple[int, Array, Array]]:
+    """Laplace's approximation of each person's taste, many people at once.
+
+    `sides` are each person's differences c(chosen) - c(rejected) [n_u, k]. Yields a person's number, the mode [k] of
+    their posterior and its precision [k, k] there, not in the people's order.
+    """
+    sizes = np.array([len(each) for each in sides])
+    order = np.argsort(sizes, kind="stable")  # people with as many pairs share a batch with little padding
+    k, start = sides[0].shape[1], 0
+    while start < len(order):
+        longest = sizes[order[start:]]
+        fits = np.arange(1, len(longest) + 1) * (longest + 2 * k) * k * 8 <= MEMORY
+        rows = order[start : start + max(1, int(fits.sum()))]
+        start += len(rows)
+        block = np.zeros((len(rows), sizes[rows].max(), k))  # a row of zeros says nothing, whatever the taste
+        for at, row in enumerate(rows):
+            block[at, : sizes[row]] = sides[row]
+        mean = np.stack([priors[row].mean for row in rows]).astype(np.float64)
+        precision = np.stack([unpacked(priors[row].precision, k) for row in rows])
+        yield from zip(rows.tolist(), *newton(block, mean, precision), strict=True)
+
+
+def newton(block: Array, mean: Array, prior: Array) -> tuple[Array, Array]:
+    """The taste [b, k] that minimises sum_i log(1 + exp(-block_i . w)) + (w - mean)' prior (w - mean) / 2, and the
+    second derivative [b, k, k] there; block is [b, n, k], mean [b, k], prior [b, k, k]."""
+    w = mean
+
+    def objective(w: Array) -> Array:
+        away = w - mean
+        pull = (away[:, None] @ prior @ away[:, :, None])[:, 0, 0] / 2
+        value: Array = np.logaddexp(0, -(block @ w[:, :, None])[:, :, 0]).sum(axis=1) + pull
+        return value
+
+    def curvature(w: Array) -> tuple[Array, Array]:
+        p = expit(-(block @ w[:, :, None]))  # probability of the other choice
+        return p, (block * (p * (1 - p))).transpose(0, 2, 1) @ block + prior
+
+    value = objective(w)
+    for _ in range(STEPS):
+        p, second = curvature(w)
+        slope = prior @ (w - mean)[:, :, None] - block.transpose(0, 2, 1) @ p
+        step = np.linalg.solve(second, slope)[:, :, 0]
+        if np.abs(step).max() < TOLERANCE:
+            break
+        length = np.ones((len(w), 1))
+        for _ in range(20):  # halved wherever it would not descend
+            tried = objective(w - length * step)
+            worse = tried > value + 1e-12 * np.abs(value)
+            if not worse.any():
+                break
+            length[worse] /= 2
+        w, value = w - length * step, tried
+    return w, curvature(w)[1]
+
+
+def packed(precision: Array) -> Array:
+    """The upper triangle [k (k + 1) / 2] of a symmetric matrix [k, k]."""
+    upper: Array = precision[np.triu_indices(len(precision))]
+    return upper
+
+
+def unpacked(upper: Array, k: int) -> Array:
+    """The symmetric matrix [k, k] that `packed` made small, float64."""
+    matrix = np.zeros((k, k))
+    matrix[np.triu_indices(k)] = upper
+    return matrix + np.triu(matrix, 1).T
