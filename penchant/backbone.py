@@ -64,7 +64,7 @@ class Backbone:
         base: Any = model.base_model  # without the vocabulary's head
         self.model: transformers.PreTrainedModel = base.eval().requires_grad_(False)
         self.name, self.revision = name, revision
-        self.layers = _decoder_layers(model)
+        self.layers = decoder_layers(model)
         self.depth = self.layers_run = len(self.layers)
         self.config = model.config.get_text_config()
         self.width = int(self.config.hidden_size)
@@ -363,7 +363,8 @@ def _positions(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def _decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
+    """The layers of a decoder-only LLM in their order; InputError where no list of them is found."""
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:

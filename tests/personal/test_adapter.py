@@ -1,0 +1,113 @@
+"""The latent adapter: where it starts, what its keys and values are, and that the rest of transformers takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from penchant.personal.adapter import LatentAdapter, last_states
+from tests.personal.tiny import KINDS, VOCABULARY, ids, sequence, tiny_llm
+
+
+def opened(adapter: LatentAdapter) -> LatentAdapter:
+    """With gates that let z through."""
+    torch.manual_seed(1)
+    torch.nn.init.normal_(adapter.gates, 1.0, 0.2)
+    return adapter
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_before_training_z_says_nothing_and_the_llm_has_positions_of_zeros_in_front(kind: str) -> None:
+    llm = tiny_llm(kind)
+    adapter = LatentAdapter(llm, latent=8)
+    z, text = torch.randn(2, 8), ids(6).expand(2, -1)
+    first = llm(input_ids=text, past_key_values=adapter(z)).logits
+    zeros = llm(input_ids=text, past_key_values=adapter.zero_cache(2)).logits
+    assert torch.equal(first, zeros)
+    assert (first - llm(input_ids=text).logits).abs().max() > 0.01  # positions of zeros are not nothing
+    by_hand = transformers.DynamicCache()
+    for number, layer in enumerate(adapter(z).layers):
+        by_hand.update(torch.zeros_like(layer.keys), torch.zeros_like(layer.values), number)
+    assert by_hand.get_seq_length() == 4
+    assert torch.equal(llm(input_ids=text, past_key_values=by_hand).logits, zeros)
+
+
+@torch.no_grad()
+def test_keys_and_values_are_the_layers_own_of_the_same_vectors() -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    llm: Any = tiny_llm("llama")
+    adapter = opened(LatentAdapter(llm, latent=8))
+    z = torch.randn(3, 8)
+    u = adapter.net(z).view(3, 4, 32)
+    turn = llm.model.rotary_emb(u, torch.arange(4)[None])
+    for number, (layer, cached) in enumerate(zip(llm.model.layers, adapter(z).layers, strict=True)):
+        normed = layer.input_layernorm(u)
+        keys, values = (
+            project(normed).view(3, 4, 2, 8).transpose(1, 2)
+            for project in (layer.self_attn.k_proj, layer.self_attn.v_proj)
+        )
+        keys = apply_rotary_pos_emb(keys, keys, *turn)[0]
+        assert torch.allclose(cached.keys, adapter.gates[0, number] * keys, atol=1e-5)
+        assert torch.allclose(cached.values, adapter.gates[1, number] * values, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_log_probabilities_are_those_of_the_sequences_one_by_one(kind: str) -> None:
+    llm = tiny_llm(kind)
+    adapter = opened(LatentAdapter(llm, latent=8))
+    items, z = [sequence(5, 3), sequence(2, 9, 1), sequence(0, 4, 2)], torch.randn(3, 8)
+    states, targets, owner = last_states(llm, adapter(z), items)
+    logits = llm.get_output_embeddings()(states)
+    for row, item in enumerate(items):
+        whole = torch.tensor([*item.prompt, *item.response]).long()[None]
+        alone = llm(input_ids=whole, past_key_values=adapter(z[row : row + 1])).logits[0]
+        start = max(1, len(item.prompt))
+        assert torch.allclose(logits[owner == row], alone[start - 1 : -1], atol=1e-4)
+        assert torch.equal(targets[owner == row], whole[0, start:])
+    assert len(targets) == 3 + 9 + 3
+    plain, *_ = last_states(llm, None, items[:1])
+    assert torch.allclose(
+        llm.get_output_embeddings()(plain),
+        llm(input_ids=torch.tensor([[*items[0].prompt, *items[0].response]])).logits[0, 4:-1],
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_generate_takes_the_cache_with_left_padding(kind: str) -> None:
+    llm: Any = tiny_llm(kind)
+    llm.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=None)
+    adapter = opened(LatentAdapter(llm, latent=8))
+    prompts, z, new, m = [ids(6), ids(2, 1)], torch.randn(2, 8), 5, 4
+    longest = max(map(len, prompts))
+    padded = torch.stack([torch.cat([torch.zeros(m + longest - len(p), dtype=torch.long), p]) for p in prompts])
+    mask = torch.stack([torch.cat([torch.ones(m), torch.zeros(longest - len(p)), torch.ones(len(p))]) for p in prompts])
+    out = llm.generate(
+        padded, attention_mask=mask.long(), past_key_values=adapter(z), max_new_tokens=new, do_sample=False
+    )[:, -new:]
+    for row, prompt in enumerate(prompts):
+        grown = prompt
+        for _ in range(new):
+            cache = adapter(z[row : row + 1])
+            grown = torch.cat([grown, llm(input_ids=grown[None], past_key_values=cache).logits[0, -1].argmax()[None]])
+        assert torch.equal(out[row], grown[len(prompt) :])
+
+
+def test_gradients_reach_the_adapter_and_z_and_not_the_llm() -> None:
+    llm = tiny_llm("llama")
+    adapter = opened(LatentAdapter(llm, latent=8))
+    z = torch.randn(2, 8, requires_grad=True)
+    states, targets, _ = last_states(llm, adapter(z), [sequence(4, 5), sequence(3, 2, 1)])
+    torch.nn.functional.cross_entropy(llm.get_output_embeddings()(states), targets).backward()
+    assert z.grad is not None and z.grad.abs().max() > 0  # noqa: PT018
+    assert all(p.grad is not None and p.grad.any() for p in adapter.parameters())
+    assert all(p.grad is None for p in llm.parameters())
+    assert not any("embed" in name for name in adapter.state_dict())
+    assert sum(p.numel() for p in adapter.parameters()) < 2 * VOCABULARY * 32
