@@ -1,0 +1,60 @@
+"""A run of our own training loops in one safetensors file: weights, the optimizer's state, and what the run says."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from penchant.errors import InputError
+
+WEIGHTS, STATE, OTHER = "weights", "adam", "other"
+
+
+def save_run(
+    path: Path, module: nn.Module, adam: torch.optim.Optimizer, facts: dict[str, Any], **others: Tensor
+) -> None:
+    """Everything a run needs to go on, replaced at once: a run that is killed meanwhile keeps the file before."""
+    tensors = {f"{WEIGHTS}.{name}": value for name, value in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        for moment, value in adam.state.get(parameter, {}).items():
+            tensors[f"{STATE}.{name}.{moment}"] = value
+    tensors |= {f"{OTHER}.{name}": value for name, value in others.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"facts": json.dumps(facts)})
+    os.replace(partial, path)
+
+
+def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
+    """What `save_run` was told; InputError if `facts["made_with"]` is not this, with the names that differ."""
+    with safe_open(path, "pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+    before = facts["made_with"]
+    if other := [name for name in made_with if before.get(name) != made_with[name]]:
+        raise InputError(
+            f"{path} is of a run with another {', '.join(other)}; give the same settings, or another folder"
+        )
+    return facts
+
+
+def load_run(path: Path, module: nn.Module, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put weights and the optimizer's state back, bit for bit; returns the other tensors."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    parts: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, STATE: {}, OTHER: {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    module.load_state_dict(parts[WEIGHTS])
+    for name, parameter in module.named_parameters():
+        moments = {full.rsplit(".", 1)[1]: v for full, v in parts[STATE].items() if full.rpartition(".")[0] == name}
+        if moments:
+            adam.state[parameter] = moments
+    return parts[OTHER]
