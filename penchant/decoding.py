@@ -121,22 +121,28 @@ class Decoder:
         answers: int,
         budget: int,
         shift: Tensor | None = None,
+        front: transformers.DynamicCache | None = None,
     ) -> None:
         """`prompts` are ids [t_i], t_i >= 1, run at most `budget` tokens at once; sort them by length.
 
         `shift` [p, d] is added to the last hidden states of each prompt's answers, right before the vocabulary's head.
+        `front` holds keys and values of positions that stand in front of each of the p prompts.
         """
         self.model, self.backbone, self.answers, self.shift = model, backbone, answers, shift
         lengths = torch.tensor([len(prompt) - 1 for prompt in prompts])
         longest = int(lengths.max())
-        self.prompts = self._prefill(prompts, longest, budget)
+        if front is not None:
+            lengths, longest = lengths + front.get_seq_length(), longest + front.get_seq_length()
+        self.prompts = self._prefill(prompts, longest, budget, front)
         self.cache = transformers.DynamicCache()
         self.first = torch.stack([prompt[-1] for prompt in prompts])[:, None].expand(-1, answers)
         self.positions = lengths
         self.back = torch.where(torch.arange(longest) < lengths[:, None], lengths[:, None] - torch.arange(longest), -1)
         self.steps = 0
 
-    def _prefill(self, prompts: list[Tensor], longest: int, budget: int) -> list[tuple[Tensor, Tensor]]:
+    def _prefill(
+        self, prompts: list[Tensor], longest: int, budget: int, front: transformers.DynamicCache | None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of all tokens but the last. Padding stands behind, where causal attention never looks."""
         backbone, parts = self.backbone, []
         backbone.config._attn_implementation = backbone.plain_attention
@@ -144,12 +150,15 @@ class Decoder:
         while start < len(prompts):
             rows = max(1, sum(len(prompt) * (n + 1) <= budget for n, prompt in enumerate(prompts[start:])))
             ids = nn.utils.rnn.pad_sequence([prompt[:-1] for prompt in prompts[start : start + rows]], batch_first=True)
-            start += rows
             if not ids.shape[1]:  # prompts of one token; no model runs none
                 ids = nn.functional.pad(ids, (0, 1))
             cache = transformers.DynamicCache()
+            before: Any = front.layers if front is not None else []
+            for number, layer in enumerate(before):
+                cache.update(layer.keys[start : start + rows], layer.values[start : start + rows], number)
+            start += rows
             backbone.model(input_ids=ids.to(backbone.device), past_key_values=cache, use_cache=True)
-            pad = (0, 0, 0, longest - ids.shape[1])
+            pad = (0, 0, 0, longest - cache.get_seq_length())
             layers: Any = cache.layers
             parts.append([[nn.functional.pad(x, pad) for x in (layer.keys, layer.values)] for layer in layers])
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,21 @@ class GenerationCost:
         return asdict(self)
 
 
+Adapter = Callable[[Tensor], transformers.DynamicCache]
+
+
 class Generator:
     """A causal LLM that answers prompts. `backbone` is the same model, for latents and scores, on the same weights.
 
     It must not be cut, and must not run while answers are sampled.
     """
 
-    def __init__(self, model: transformers.PreTrainedModel, backbone: Backbone) -> None:
-        """`model` with its vocabulary's head, a backbone made from it; InputError if answers cannot share a prompt."""
-        self.model, self.backbone = model.eval().requires_grad_(False), backbone
+    def __init__(self, model: transformers.PreTrainedModel, backbone: Backbone, adapter: Adapter | None = None) -> None:
+        """`model` with its vocabulary's head, a backbone made from it; InputError if answers cannot share a prompt.
+
+        `adapter` makes of z [p, latent] the keys and values of positions in front of p prompts.
+        """
+        self.model, self.backbone, self.adapter = model.eval().requires_grad_(False), backbone, adapter
         self.cost = GenerationCost()
         if not backbone.packed or not self._sharing_is_exact():
             raise InputError(
@@ -86,6 +92,7 @@ class Generator:
         file: str | Path | None = None,
         show_progress: bool = True,
         shift: Tensor | None = None,
+        z: Tensor | None = None,
     ) -> list[list[str]]:
         """`answers` texts for each prompt, in the prompts' order; `self.cost` tells what they took.
 
@@ -104,6 +111,8 @@ class Generator:
                 gives the very answers of a run that was not; batches of other settings in it are left alone.
             shift: [n, d], a vector for each prompt that is added to the last hidden state of every token of its answers
                 and of its own last token, right before the vocabulary's head.
+            z: [n, latent], for each prompt what the adapter puts in front of it. Batches in `file` are known by z
+                alone, so give another adapter another file.
 
         Raises:
             InputError: a setting out of range, or a prompt that the chat template refuses.
@@ -115,10 +124,10 @@ class Generator:
         found = read_batches(Path(file)) if file is not None else {}
         self.cost = GenerationCost()
         texts: dict[bytes, list[str]] = {}
-        shift = shift.float().cpu() if shift is not None else None
-        # Equal prompts share their answers, unless they are shifted differently.
+        shift, z = (part.float().cpu() if part is not None else None for part in (shift, z))
+        # Equal prompts share their answers, unless they are shifted differently, or have another z.
         keys = [
-            ids.tobytes() + (shift[row].numpy().tobytes() if shift is not None else b"")
+            b"".join([ids.tobytes(), *(part[row].numpy().tobytes() for part in (shift, z) if part is not None)])
             for row, ids in enumerate(asked)
         ]
         unique = dict(zip(keys, asked, strict=True))
@@ -133,8 +142,9 @@ class Generator:
                     ids = [torch.from_numpy(unique[each]).long() for each in batch]
                     start = time.perf_counter()
                     random = uniforms(seed, [unique[each].tobytes() for each in batch], answers, max_new_tokens)
-                    own = shift[[rows_of[each] for each in batch]] if shift is not None else None
-                    lists = self._answer(ids, random, temperature, top_p, token_budget, own)
+                    numbers = [rows_of[each] for each in batch]
+                    own = [part[numbers] if part is not None else None for part in (shift, z)]
+                    lists = self._answer(ids, random, temperature, top_p, token_budget, *own)
                     found[key] = {
                         "batch": key,
                         "prompts": len(batch),
@@ -162,10 +172,15 @@ class Generator:
         top_p: float,
         budget: int,
         shift: Tensor | None,
+        z: Tensor | None,
     ) -> list[list[list[int]]]:
         """Ids of the answers to each prompt; `random` are numbers in [0, 1) [p, answers, max_new_tokens]."""
         ends = torch.tensor(sorted(self.backbone.chat.ends))
-        decoder = Decoder(self.model, self.backbone, prompts, random.shape[1], budget, shift)
+        front = None
+        if z is not None and self.adapter is not None:
+            self.backbone.config._attn_implementation = self.backbone.plain_attention
+            front = self.adapter(z.to(self.backbone.device))
+        decoder = Decoder(self.model, self.backbone, prompts, random.shape[1], budget, shift, front)
         new = torch.zeros(random.shape, dtype=torch.long)
         length = torch.full(random.shape[:2], random.shape[2])
         rows = torch.arange(len(prompts))  # those still decoded

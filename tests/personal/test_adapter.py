@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from penchant.backbone import load_whole
+from penchant.generation import Generator
 from penchant.personal.adapter import LatentAdapter, last_states
 from tests.personal.tiny import KINDS, VOCABULARY, ids, sequence, tiny_llm
+from tests.tiny_llm import save_tiny_llm
 
 
 def opened(adapter: LatentAdapter) -> LatentAdapter:
@@ -111,3 +115,26 @@ def test_gradients_reach_the_adapter_and_z_and_not_the_llm() -> None:
     assert all(p.grad is None for p in llm.parameters())
     assert not any("embed" in name for name in adapter.state_dict())
     assert sum(p.numel() for p in adapter.parameters()) < 2 * VOCABULARY * 32
+
+
+@torch.no_grad()
+def test_answers_sampled_side_by_side_are_those_of_each_z_alone(tmp_path: Path) -> None:
+    model, backbone = load_whole(str(save_tiny_llm(tmp_path)), dtype="float32")
+    llm: Any = model
+    adapter = opened(LatentAdapter(model, latent=8))
+    prompts, z = ["Name a tree", "And a much longer one, please", "Name a tree", "x"], torch.randn(4, 8)
+    generator = Generator(model, backbone, adapter)
+    found = generator.sample(prompts, answers=2, max_new_tokens=6, temperature=0, z=z, show_progress=False)
+    assert found[0] != found[2]  # one prompt, two z
+    assert generator.sample(prompts[:1], answers=2, max_new_tokens=6, temperature=0, show_progress=False) != found[:1]
+    backbone.config._attn_implementation = backbone.plain_attention
+    for row, item in enumerate(backbone.chat.encode(prompts, ["a"] * 4)):
+        grown = torch.from_numpy(item.prompt).long()
+        for _ in range(6):
+            logits = llm(input_ids=grown[None], past_key_values=adapter(z[row : row + 1])).logits[0, -1]
+            grown = torch.cat([grown, logits.argmax()[None]])
+            if int(grown[-1]) in backbone.chat.ends:
+                grown = grown[:-1]
+                break
+        text = backbone.chat.tokenizer.decode(grown[len(item.prompt) :], skip_special_tokens=True)
+        assert found[row] == [text, text]
