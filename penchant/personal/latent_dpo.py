@@ -40,8 +40,8 @@ def candidates(chosen: Gaussian, rejected: Gaussian, noise: Tensor) -> Candidate
     return Candidates(z.transpose(0, 1), torch.sigmoid(odds).T)
 
 
-def latent_dpo_loss(person: Gaussian, found: Candidates, beta: float = 0.1, top: float = TOP) -> Tensor:
-    """-mean log sigmoid( beta [ (log p(z_a | x) - log N(z_a)) - (log p(z_b | x) - log N(z_b)) ] ) over the ordered
+def latent_dpo_losses(person: Gaussian, found: Candidates, beta: float = 0.1, top: float = TOP) -> Tensor:
+    """[b]: -mean log sigmoid( beta [ (log p(z_a | x) - log N(z_a)) - (log p(z_b | x) - log N(z_b)) ] ) over the ordered
     pairs (a, b) of candidates whose r_a - r_b is in the top quarter of its prompt's.
 
     Args:
@@ -53,4 +53,4 @@ def latent_dpo_loss(person: Gaussian, found: Candidates, beta: float = 0.1, top:
     margin = evidence[:, :, None] - evidence[:, None]
     c = better.shape[1]
     taken = better.flatten(1).topk(max(1, int(top * c * (c - 1))), 1).indices
-    return -F.logsigmoid(beta * margin.flatten(1).gather(1, taken)).mean()
+    return -F.logsigmoid(beta * margin.flatten(1).gather(1, taken)).mean(1)

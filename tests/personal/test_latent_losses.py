@@ -9,7 +9,7 @@ import torch
 
 from penchant.personal.clap_losses import contrastive, contrastive_accuracy, dg_kld, kld
 from penchant.personal.encoder import Gaussian, log_normal
-from penchant.personal.latent_dpo import Candidates, candidates, latent_dpo_loss
+from penchant.personal.latent_dpo import Candidates, candidates, latent_dpo_losses
 
 
 def gaussians(n: int, d: int = 3, seed: int = 0) -> Gaussian:
@@ -86,17 +86,19 @@ def test_the_loss_looks_at_the_clearest_quarter_of_the_ordered_pairs() -> None:
         evidence = [float(own.log_prob(z[None])[0] - log_normal(z).sum()) for z in found.z[row]]
         terms += [math.log1p(math.exp(-0.1 * (evidence[a] - evidence[b]))) for _, a, b in kept]
     assert len(terms) == 2 * 7
-    assert float(latent_dpo_loss(person, found)) == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+    assert float(latent_dpo_losses(person, found).mean()) == pytest.approx(sum(terms) / len(terms), abs=1e-5)
 
 
 def test_at_the_prior_the_loss_is_log_two_and_its_descent_goes_to_the_chosen() -> None:
     chosen, rejected = (Gaussian(torch.full((4, 3), mean), torch.full((4, 3), -1.0)) for mean in (1.0, -1.0))
     found = candidates(chosen, rejected, torch.randn(3, 16, 4, 3))
     mean, log_deviation = torch.zeros(4, 3, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
-    assert float(latent_dpo_loss(Gaussian(mean, log_deviation), found).detach()) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(latent_dpo_losses(Gaussian(mean, log_deviation), found).mean().detach()) == pytest.approx(
+        math.log(2), abs=1e-6
+    )
     optimizer = torch.optim.Adam([mean, log_deviation], 0.05)
     for _ in range(100):
         optimizer.zero_grad()
-        latent_dpo_loss(Gaussian(mean, log_deviation), found).backward()
+        latent_dpo_losses(Gaussian(mean, log_deviation), found).mean().backward()
         optimizer.step()
     assert (mean > 0.3).all()
