@@ -22,7 +22,7 @@ from penchant.personal.encoder import Gaussian
 
 Group = list[Tokens]
 """One prompt with each of its responses, all different."""
-CHECKPOINT = "clap.safetensors"
+CHECKPOINT = "training.safetensors"
 ACTIVE = 0.01
 """A unit of z is active where the variance of its posterior means exceeds this (Burda et al.)."""
 

@@ -1,0 +1,241 @@
+"""Everything together: one frozen LLM with CLaP's encoder and adapter, what all people share, and the people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from penchant.backbone import DEFAULT, load_whole
+from penchant.chat import Text
+from penchant.errors import InputError
+from penchant.generation import Generator
+from penchant.personal.clap import Clap
+from penchant.personal.clap_training import ClapSettings, Group, evaluate_clap, groups_of, train_clap
+from penchant.personal.encoder import LATENT
+from penchant.personal.fitting import (
+    Coordinates,
+    Judged,
+    LatentDPOSettings,
+    fit_people,
+    gaussians,
+    prompt_features,
+    read_pairs,
+)
+from penchant.personal.users import Users
+from penchant.policy.batches import token_pairs
+from penchant.policy.people import people_of
+from penchant.policy.saving import load_base
+
+CONFIG, WEIGHTS, PEOPLE, POPULATION = "config.json", "clap.safetensors", "users.db", "population.safetensors"
+HELD_OUT = 0.1
+"""Share of the prompts on which CLaP is judged, at least one."""
+VECTOR = "latent"
+"""The name under which a person's weights W_u lie in the database."""
+
+
+class PersonalLLM:
+    """One frozen LLM that speaks to each person in their taste.
+
+    Attributes: `clap`; `coordinates` and `population` [r + 1, 2 latent], what people share and start from; `users`, the
+    database in the system's folder; `facts`, what config.json says.
+    """
+
+    def __init__(
+        self,
+        clap: Clap,
+        generator: Generator,
+        coordinates: Coordinates,
+        facts: dict[str, Any],
+        folder: Path,
+    ) -> None:
+        self.clap, self.generator = clap.eval(), generator
+        self.coordinates, self.facts, self.folder = coordinates, facts, folder
+        self.population = torch.zeros(facts["coordinates"] + 1, 2 * facts["latent"])
+        if (folder / POPULATION).is_file():
+            self.population = load_file(folder / POPULATION)[VECTOR]
+        self.users = Users(folder / PEOPLE, facts["digest"])
+
+    @classmethod
+    def pretrain(
+        cls,
+        prompts: Sequence[Text],
+        folder: str | Path,
+        *,
+        model: str = DEFAULT,
+        dtype: str = "auto",
+        max_length: int = 2048,
+        latent: int = LATENT,
+        answers: int = 8,
+        max_new_tokens: int = 48,
+        temperature: float = 1.0,
+        settings: ClapSettings | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> PersonalLLM:
+        """Sample answers from the LLM itself and train CLaP on them; both go on where a killed run left off.
+
+        Raises InputError for fewer than two prompts, or where none gets two different answers.
+        """
+        target = Path(folder)
+        if len(prompts) < 2:
+            raise InputError(f"{len(prompts)} prompts are too few; give two or more, so that one can be held out.")
+        settings = settings or ClapSettings(seed=seed)
+        llm, backbone = load_whole(model, dtype, None, max_length)
+        torch.manual_seed(seed)
+        clap = Clap(llm, backbone, latent)
+        generator = Generator(llm, backbone, clap.adapter)
+        target.mkdir(parents=True, exist_ok=True)
+        texts = generator.sample(
+            prompts,
+            answers=answers,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=1.0,
+            seed=seed,
+            file=target / "answers.jsonl",
+            show_progress=show_progress,
+        )
+        groups = groups_of(clap, prompts, texts)
+        train, held_out = _split(groups, seed)
+        log = train_clap(clap.train(), train, settings, target, show_progress=show_progress)
+        figures = evaluate_clap(clap.eval(), held_out)
+        features = torch.cat([prompt_features(clap, group[:1]).detach() for group in groups])
+        coordinates = Coordinates.of(features)
+        weights = _weights(clap, coordinates)
+        facts = {
+            "base": model,
+            "asked_revision": None,
+            "revision": backbone.revision,
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "max_length": max_length,
+            "latent": latent,
+            "coordinates": coordinates.axes.shape[1],
+            "settings": asdict(settings),
+            "sampling": {**generator.cost.to_dict(), "answers_each": answers, "max_new_tokens": max_new_tokens},
+            "figures": figures,
+            "log": log,
+            "digest": _digest(weights),
+        }
+        save_file(weights, target / WEIGHTS)
+        (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return cls(clap, generator, coordinates, facts, target)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PersonalLLM:
+        """The system that `pretrain` made. InputError where there is none, RecipeMismatch where its LLM is another."""
+        target = Path(folder)
+        try:
+            facts = json.loads((target / CONFIG).read_text(encoding="utf-8"))
+            weights = load_file(target / WEIGHTS)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
+        llm, backbone = load_base(facts)
+        clap = Clap(llm, backbone, facts["latent"])
+        own = {name: value for name, value in weights.items() if not name.startswith("coordinates.")}
+        clap.load_state_dict(own, strict=False)
+        coordinates = Coordinates(weights["coordinates.center"], weights["coordinates.axes"])
+        generator = Generator(llm, backbone, clap.adapter)
+        return cls(clap, generator, coordinates, facts, target)
+
+    def fit_population(self, pairs: Dataset, settings: LatentDPOSettings | None = None) -> None:
+        """Fit one taste for all pairs: what the unknown get, and the new start from. People stay as they are."""
+        start = torch.zeros_like(self.population)[None]
+        judged = self._read(pairs)
+        (self.population,) = fit_people(
+            judged, torch.zeros(len(pairs), dtype=torch.long), start, settings or LatentDPOSettings()
+        )
+        partial = self.folder / f"{POPULATION}.partial"
+        save_file({VECTOR: self.population}, partial)
+        os.replace(partial, self.folder / POPULATION)
+
+    def fit(
+        self, pairs: Dataset, settings: LatentDPOSettings | None = None, show_progress: bool = False
+    ) -> dict[str, int]:
+        """Fit everybody who judged some of the pairs (user_id), side by side, and keep them; versions by person.
+
+        Who is known goes on from their own weights. No layer of the LLM is run. Raises InputError for a pair of which
+        it is not said who judged it.
+        """
+        names, owner = people_of(pairs)
+        judged = self._read(pairs, show_progress)
+        known = self.users.get_many(names)
+        start = torch.stack([self._weights_of(known.get(name)) for name in names])
+        found = fit_people(judged, torch.tensor(owner), start, settings or LatentDPOSettings())
+        counts = np.bincount(owner)
+        before = {name: person.pairs for name, person in known.items()}
+        self.users.put_many(
+            (name, {VECTOR: weights.numpy()}, int(counts[number]) + before.get(name, 0))
+            for number, (name, weights) in enumerate(zip(names, found, strict=True))
+        )
+        return {name: person.version for name, person in self.users.get_many(names).items()}
+
+    @torch.no_grad()
+    def z(self, prompts: Sequence[Text], user_id: str | None = None) -> Tensor:
+        """The mean of p(z | x) [n, latent] of a person, or of the population; InputError for somebody unknown."""
+        weights = self._weights_of(self.users.known(user_id) if user_id is not None else None)
+        items = self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts))
+        features = torch.cat([prompt_features(self.clap, items[i : i + 64]) for i in range(0, len(items), 64)])
+        return gaussians(self.coordinates(features), weights[None]).mean
+
+    def generate(
+        self,
+        prompts: Sequence[Text],
+        user_id: str | None = None,
+        *,
+        answers: int = 1,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> list[list[str]]:
+        """`answers` texts for each prompt in the taste of a person, or of nobody in particular."""
+        return self.generator.sample(
+            prompts,
+            answers=answers,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            z=self.z(prompts, user_id),
+            show_progress=show_progress,
+        )
+
+    def _read(self, pairs: Dataset, show_progress: bool = False) -> Judged:
+        return read_pairs(self.clap, self.coordinates, token_pairs(self.clap.backbone, pairs), show_progress)
+
+    def _weights_of(self, person: Any) -> Tensor:
+        return self.population if person is None else torch.from_numpy(person.vectors[VECTOR].copy())
+
+
+def _split(groups: list[Group], seed: int) -> tuple[list[Group], list[Group]]:
+    """Groups to train on and groups to judge by."""
+    order = np.random.default_rng(seed).permutation(len(groups))
+    kept = max(1, round(HELD_OUT * len(groups)))
+    return [groups[i] for i in order[kept:]] or groups, [groups[i] for i in order[:kept]]
+
+
+def _weights(clap: Clap, coordinates: Coordinates) -> dict[str, Tensor]:
+    """What is kept of training: not the skip, and nothing of the LLM's own."""
+    own = {name: value for name, value in clap.state_dict().items() if not name.startswith("skip.")}
+    own |= {f"coordinates.{name}": value for name, value in coordinates.state_dict().items()}
+    return {name: value.detach().cpu().contiguous() for name, value in own.items()}
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    """Names the system that people's weights belong to."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
