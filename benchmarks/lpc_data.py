@@ -17,7 +17,7 @@ MAX_LENGTH = {"ultrafeedback": 512}
 TAG = "[FLIP] "
 SIZES = {"hh": (256, 400, 160), "science": (200, 300, 120), "ultrafeedback": (128, 160, 80), "demo": (600, 791, 209)}
 """Training pairs, drawn at each seed; pairs they are drawn from; test pairs, the same at every seed."""
-QUICK = {"hh": (24, 24, 24), "demo": (48, 48, 32)}
+QUICK = {"hh": (24, 24, 24), "demo": (48, 96, 32)}
 COLUMNS = ("prompt", "chosen", "rejected", "source", "user_id")
 
 
