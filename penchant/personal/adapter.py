@@ -25,7 +25,7 @@ class LatentAdapter(nn.Module):
         u = W_2 gelu(W_1 z)  [m, n];   K_l = a_l K_l(norm_l(u)),   V_l = c_l V_l(norm_l(u))
 
     with a number a_l, c_l a layer that starts at 0. Before training the LLM is therefore one with m positions in front
-    whose keys and values are zeros, whatever z: `zero_cache`. (Zeros in W_2 would not do: the layers' norms blow up
+    whose keys and values are zeros, whatever z. (Zeros in W_2 would not do: the layers' norms blow up
     the smallest u to full size, so there is no smooth way from zero.)
 
     The cache is transformers' own: any decoder-only model with rotary or learned positions and grouped queries takes
@@ -63,16 +63,6 @@ class LatentAdapter(nn.Module):
         for number, layer in enumerate(layers):
             layer.keys = layer.keys * self.gates[0, number].to(layer.keys.dtype)
             layer.values = layer.values * self.gates[1, number].to(layer.values.dtype)
-        return cache
-
-    def zero_cache(self, rows: int) -> transformers.DynamicCache:
-        """What every z gives before training: m positions of zeros."""
-        n = int(self._llm[0].config.get_text_config().hidden_size)
-        with torch.no_grad():
-            cache = every_layer_sees(self._llm[0], torch.zeros(rows, self.positions, n))
-        layers: Any = cache.layers
-        for layer in layers:
-            layer.keys, layer.values = torch.zeros_like(layer.keys), torch.zeros_like(layer.values)
         return cache
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,11 @@ class Gaussian(NamedTuple):
     log_deviation: Tensor
     """Logarithm of the standard deviation."""
 
+    @classmethod
+    def of(cls, mean: Tensor, log_deviation: Tensor) -> Gaussian:
+        """With deviations held between the ends of DEVIATIONS."""
+        return cls(mean, log_deviation.clamp(*map(math.log, DEVIATIONS)))
+
     def draw(self, noise: Tensor) -> Tensor:
         """mean + deviation * noise; noise broadcasts to [..., b, latent]."""
         return self.mean + self.log_deviation.exp() * noise
@@ -37,9 +43,8 @@ class Gaussian(NamedTuple):
 
 def log_normal(z: Tensor, mean: Tensor | float = 0.0, log_deviation: Tensor | float = 0.0) -> Tensor:
     """log N(z; mean, deviation^2), entry by entry."""
-    scale = log_deviation.exp() if isinstance(log_deviation, Tensor) else torch.tensor(log_deviation).exp().item()
-    log_two_pi = 1.8378770664093453
-    return -0.5 * (((z - mean) / scale) ** 2 + log_two_pi) - log_deviation
+    scale = log_deviation.exp() if isinstance(log_deviation, Tensor) else math.exp(log_deviation)
+    return -0.5 * (((z - mean) / scale) ** 2 + math.log(2 * math.pi)) - log_deviation
 
 
 class LatentEncoder(nn.Module):
@@ -107,8 +112,7 @@ class LatentEncoder(nn.Module):
     def read(self, features: Tensor) -> Gaussian:
         """The Gaussians that the head makes of features [b, queries, n]."""
         mean, log_deviation = self.head(features).chunk(2, -1)
-        low, high = (torch.tensor(end).log().item() for end in DEVIATIONS)
-        return Gaussian(mean.flatten(1), log_deviation.flatten(1).clamp(low, high))
+        return Gaussian.of(mean.flatten(1), log_deviation.flatten(1))
 
 
 def first_layers(llm: transformers.PreTrainedModel, layers: int) -> nn.Module:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 from penchant.chat import Tokens
 from penchant.errors import InputError
 from penchant.personal.clap import Clap
-from penchant.personal.encoder import DEVIATIONS, Gaussian
+from penchant.personal.encoder import Gaussian
 from penchant.personal.latent_dpo import CANDIDATES, candidates, latent_dpo_losses
 
+T = TypeVar("T")
 COORDINATES = 4
 """r."""
 READ_AT_ONCE = 64
@@ -101,32 +102,30 @@ def read_pairs(
     """What the encoder makes of n pairs; each different text is read once, and no layer of the LLM is run."""
     texts = {item.key: item for pair in pairs for item in pair}
     prompts = {chosen.prompt_key: chosen for chosen, _ in pairs}
-    with tqdm(total=len(texts) + len(prompts), unit="text", desc="read", disable=not show_progress, leave=False) as bar:
-        c = coordinates(torch.cat(_in_batches(lambda items: prompt_features(clap, items), prompts, bar)))
-        read = Gaussian(*(torch.cat(parts).cpu() for parts in zip(*_in_batches(clap.read, texts, bar), strict=True)))
+    parts = in_batches(clap.read, list(texts.values()), "read" if show_progress else None)
+    read = Gaussian(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+    c = coordinates(prompt_features(clap, list(prompts.values())))
     asked, row = ({key: number for number, key in enumerate(keys)} for keys in (prompts, texts))
     chosen, rejected = (Gaussian(*(part[[row[pair[side].key] for pair in pairs]] for part in read)) for side in (0, 1))
     return Judged(c[[asked[chosen.prompt_key] for chosen, _ in pairs]], chosen, rejected)
 
 
+@torch.no_grad()
 def prompt_features(clap: Clap, items: Sequence[Tokens]) -> Tensor:
     """The trunk's features [n, queries, width] of the sequences' prompts alone."""
-    return clap.posterior.features([torch.from_numpy(item.prompt).long() for item in items])
+    prompts = [torch.from_numpy(item.prompt).long() for item in items]
+    return torch.cat(in_batches(clap.posterior.features, prompts))
 
 
-def _in_batches(read: Callable[[Sequence[Tokens]], Any], items: dict[bytes, Tokens], bar: tqdm[None]) -> list[Any]:
-    found, left = [], list(items.values())
-    for start in range(0, len(left), READ_AT_ONCE):
-        found.append(read(left[start : start + READ_AT_ONCE]))
-        bar.update(len(left[start : start + READ_AT_ONCE]))
-    return found
+def in_batches(read: Callable[[Sequence[T]], Any], items: Sequence[T], label: str | None = None) -> list[Any]:
+    """What `read` makes of READ_AT_ONCE items at a time; a `label` shows progress."""
+    starts = tqdm(range(0, len(items), READ_AT_ONCE), desc=label, disable=label is None, leave=False)
+    return [read(items[start : start + READ_AT_ONCE]) for start in starts]
 
 
 def gaussians(coordinates: Tensor, weights: Tensor) -> Gaussian:
     """p_u(z | x) [n, latent] for coordinates [n, r + 1] and weights [n or 1, r + 1, 2 latent]."""
-    mean, log_deviation = (coordinates[:, None] @ weights)[:, 0].chunk(2, -1)
-    low, high = (torch.tensor(end).log().item() for end in DEVIATIONS)
-    return Gaussian(mean, log_deviation.clamp(low, high))
+    return Gaussian.of(*(coordinates[:, None] @ weights)[:, 0].chunk(2, -1))
 
 
 def fit_people(judged: Judged, owner: Tensor, start: Tensor, settings: LatentDPOSettings) -> Tensor:

@@ -61,7 +61,7 @@ class PersonalLLM:
     ) -> None:
         self.clap, self.generator = clap.eval(), generator
         self.coordinates, self.facts, self.folder = coordinates, facts, folder
-        self.population = torch.zeros(facts["coordinates"] + 1, 2 * facts["latent"])
+        self.population = torch.zeros(coordinates.axes.shape[1] + 1, 2 * clap.latent)
         if (folder / POPULATION).is_file():
             self.population = load_file(folder / POPULATION)[VECTOR]
         self.users = Users(folder / PEOPLE, facts["digest"])
@@ -110,8 +110,7 @@ class PersonalLLM:
         train, held_out = _split(groups, seed)
         log = train_clap(clap.train(), train, settings, target, show_progress=show_progress)
         figures = evaluate_clap(clap.eval(), held_out)
-        features = torch.cat([prompt_features(clap, group[:1]).detach() for group in groups])
-        coordinates = Coordinates.of(features)
+        coordinates = Coordinates.of(prompt_features(clap, [group[0] for group in groups]))
         weights = _weights(clap, coordinates)
         facts = {
             "base": model,
@@ -120,7 +119,6 @@ class PersonalLLM:
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "max_length": max_length,
             "latent": latent,
-            "coordinates": coordinates.axes.shape[1],
             "settings": asdict(settings),
             "sampling": {**generator.cost.to_dict(), "answers_each": answers, "max_new_tokens": max_new_tokens},
             "figures": figures,
@@ -180,13 +178,11 @@ class PersonalLLM:
         )
         return {name: person.version for name, person in self.users.get_many(names).items()}
 
-    @torch.no_grad()
     def z(self, prompts: Sequence[Text], user_id: str | None = None) -> Tensor:
         """The mean of p(z | x) [n, latent] of a person, or of the population; InputError for somebody unknown."""
         weights = self._weights_of(self.users.known(user_id) if user_id is not None else None)
         items = self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts))
-        features = torch.cat([prompt_features(self.clap, items[i : i + 64]) for i in range(0, len(items), 64)])
-        return gaussians(self.coordinates(features), weights[None]).mean
+        return gaussians(self.coordinates(prompt_features(self.clap, items)), weights[None]).mean
 
     def generate(
         self,

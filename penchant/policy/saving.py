@@ -57,11 +57,11 @@ def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, L
 
 
 def load_base(facts: dict[str, Any], dtype: str | None = None) -> tuple[PreTrainedModel, Backbone]:
-    """The LLM a policy was made from; RecipeMismatch where that is not the one of this name here."""
+    """The LLM that something was trained from; RecipeMismatch where that is not the one of this name here."""
     llm, backbone = load_whole(facts["base"], dtype or facts["dtype"], facts["asked_revision"], facts["max_length"])
     if backbone.revision != facts["revision"]:
         raise RecipeMismatch(
-            f"the policy was trained from {facts['base']!r} {facts['revision'][:12]}, here that is"
+            f"this was trained from {facts['base']!r} {facts['revision'][:12]}, here that is"
             f" {backbone.revision[:12]}; get the same weights."
         )
     return llm, backbone

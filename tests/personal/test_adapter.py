@@ -30,14 +30,12 @@ def test_before_training_z_says_nothing_and_the_llm_has_positions_of_zeros_in_fr
     adapter = LatentAdapter(llm, latent=8)
     z, text = torch.randn(2, 8), ids(6).expand(2, -1)
     first = llm(input_ids=text, past_key_values=adapter(z)).logits
-    zeros = llm(input_ids=text, past_key_values=adapter.zero_cache(2)).logits
-    assert torch.equal(first, zeros)
     assert (first - llm(input_ids=text).logits).abs().max() > 0.01  # positions of zeros are not nothing
     by_hand = transformers.DynamicCache()
     for number, layer in enumerate(adapter(z).layers):
         by_hand.update(torch.zeros_like(layer.keys), torch.zeros_like(layer.values), number)
     assert by_hand.get_seq_length() == 4
-    assert torch.equal(llm(input_ids=text, past_key_values=by_hand).logits, zeros)
+    assert torch.equal(llm(input_ids=text, past_key_values=by_hand).logits, first)
 
 
 @torch.no_grad()
