@@ -126,7 +126,8 @@ class Decoder:
         """`prompts` are ids [t_i], t_i >= 1, run at most `budget` tokens at once; sort them by length.
 
         `shift` [p, d] is added to the last hidden states of each prompt's answers, right before the vocabulary's head.
-        `front` holds keys and values of positions that stand in front of each of the p prompts.
+        `front` holds keys and values of positions in front of each of the p prompts, which their last tokens and the
+        answers see.
         """
         self.model, self.backbone, self.answers, self.shift = model, backbone, answers, shift
         lengths = torch.tensor([len(prompt) - 1 for prompt in prompts])
@@ -152,14 +153,22 @@ class Decoder:
             ids = nn.utils.rnn.pad_sequence([prompt[:-1] for prompt in prompts[start : start + rows]], batch_first=True)
             if not ids.shape[1]:  # prompts of one token; no model runs none
                 ids = nn.functional.pad(ids, (0, 1))
-            cache = transformers.DynamicCache()
-            before: Any = front.layers if front is not None else []
-            for number, layer in enumerate(before):
-                cache.update(layer.keys[start : start + rows], layer.values[start : start + rows], number)
-            start += rows
-            backbone.model(input_ids=ids.to(backbone.device), past_key_values=cache, use_cache=True)
-            pad = (0, 0, 0, longest - cache.get_seq_length())
+            cache, m = transformers.DynamicCache(), front.get_seq_length() if front is not None else 0
+            places = m + torch.arange(ids.shape[1]).expand(len(ids), -1)
+            backbone.model(
+                input_ids=ids.to(backbone.device),
+                position_ids=places.to(backbone.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
             layers: Any = cache.layers
+            ahead: Any = front.layers if front is not None else []
+            for layer, own in zip(layers, ahead, strict=False):
+                part = slice(start, start + rows)
+                layer.keys = torch.cat([own.keys[part], layer.keys], 2)
+                layer.values = torch.cat([own.values[part], layer.values], 2)
+            start += rows
+            pad = (0, 0, 0, longest - cache.get_seq_length())
             parts.append([[nn.functional.pad(x, pad) for x in (layer.keys, layer.values)] for layer in layers])
         return [
             (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))

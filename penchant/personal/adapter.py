@@ -14,6 +14,7 @@ from penchant.backbone import decoder_layers
 from penchant.chat import Tokens
 from penchant.errors import InputError
 from penchant.personal.encoder import LATENT
+from penchant.personal.prefix import distinct, read_on, read_prefix
 
 POSITIONS = 4
 
@@ -93,28 +94,20 @@ def last_states(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The LLM behind a cache of b rows (or none) on b sequences of prompt and response.
 
+    A prompt's last token and the response see the cache; what stands before does not, and is run once for all that
+    share it.
+
     Returns the last hidden states [t, n] that predict the responses' tokens, these tokens [t], and whose they are [t].
     An empty prompt is predicted from nothing, so a response's first token counts only where a token stands before it.
     """
-    m = cache.get_seq_length() if cache is not None else 0
     base: Any = llm.base_model
-    rows = [torch.from_numpy(np.concatenate([item.prompt, item.response])).long() for item in items]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # padding behind: causal layers never look there
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(m + ids.shape[1]) < m + lengths[:, None]
-    places = m + torch.arange(ids.shape[1]).expand(len(rows), -1)
-    states = base(
-        input_ids=ids.to(base.device),
-        attention_mask=mask.long().to(base.device),
-        position_ids=places.to(base.device),
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )[0]
-    row, place, targets = [], [], []
-    for number, (item, whole) in enumerate(zip(items, rows, strict=True)):
-        first = max(1, len(item.prompt))
-        place.append(torch.arange(first, len(whole)) - 1)
-        targets.append(whole[first:])
-        row.append(torch.full((len(whole) - first,), number))
-    owner = torch.cat(row).to(base.device)
-    return states[owner, torch.cat(place).to(base.device)], torch.cat(targets).to(base.device), owner
+    embed: Any = llm.get_input_embeddings()
+    first, owner = distinct([item.prompt_key for item in items])
+    starts = [torch.from_numpy(items[row].prompt[:-1]).long().to(base.device) for row in first]
+    wholes = [torch.from_numpy(np.concatenate([item.prompt[-1:], item.response])).long() for item in items]
+    prefix = read_prefix(base, [embed(ids) for ids in starts], cache.get_seq_length() if cache is not None else 0)
+    states = read_on(base, prefix, owner, [embed(whole[:-1].to(base.device)) for whole in wholes], cache)
+    sizes = torch.tensor([len(whole) - 1 for whole in wholes])
+    kept = (torch.arange(states.shape[1]) < sizes[:, None]).to(base.device)
+    row = torch.arange(len(items), device=base.device)[:, None].expand(kept.shape)[kept]
+    return states[kept], torch.cat([whole[1:] for whole in wholes]).to(base.device), row

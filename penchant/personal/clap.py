@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -66,8 +65,11 @@ class Clap(nn.Module):
 
     def read(self, items: Sequence[Tokens]) -> Gaussian:
         """q(z | x, y) of b sequences."""
-        texts = [torch.from_numpy(np.concatenate([item.prompt, item.response])).long() for item in items]
-        found: Gaussian = self.posterior(texts)
+        prompts, responses = (
+            [torch.from_numpy(part).long() for part in parts]
+            for parts in zip(*((item.prompt, item.response) for item in items), strict=True)
+        )
+        found: Gaussian = self.posterior(responses, prompts)
         return found
 
     def log_probs(self, items: Sequence[Tokens], z: Tensor | None, skip: bool = False) -> Tensor:

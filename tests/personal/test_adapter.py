@@ -23,6 +23,17 @@ def opened(adapter: LatentAdapter) -> LatentAdapter:
     return adapter
 
 
+def in_front(llm: Any, front: Any, start: torch.Tensor) -> transformers.DynamicCache:
+    """A prompt's start [1, t] as the LLM alone reads it at positions 4 and on, with z's four positions put in front."""
+    read, both = transformers.DynamicCache(), transformers.DynamicCache()
+    if start.shape[1]:
+        llm(input_ids=start, position_ids=4 + torch.arange(start.shape[1])[None], past_key_values=read)
+    for number, layer in enumerate(front.layers):
+        parts = [(layer.keys, layer.values)] + [(own.keys, own.values) for own in read.layers[number : number + 1]]
+        both.update(*(torch.cat(part, 2) for part in zip(*parts, strict=True)), number)
+    return both
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_before_training_z_says_nothing_and_the_llm_has_positions_of_zeros_in_front(kind: str) -> None:
@@ -68,9 +79,11 @@ def test_log_probabilities_are_those_of_the_sequences_one_by_one(kind: str) -> N
     logits = llm.get_output_embeddings()(states)
     for row, item in enumerate(items):
         whole = torch.tensor([*item.prompt, *item.response]).long()[None]
-        alone = llm(input_ids=whole, past_key_values=adapter(z[row : row + 1])).logits[0]
         start = max(1, len(item.prompt))
-        assert torch.allclose(logits[owner == row], alone[start - 1 : -1], atol=1e-4)
+        cache = in_front(llm, adapter(z[row : row + 1]), whole[:, : start - 1])
+        places = 4 + torch.arange(start - 1, whole.shape[1])[None]
+        alone = llm(input_ids=whole[:, start - 1 :], past_key_values=cache, position_ids=places).logits[0]
+        assert torch.allclose(logits[owner == row], alone[:-1], atol=1e-4)
         assert torch.equal(targets[owner == row], whole[0, start:])
     assert len(targets) == 3 + 9 + 3
     plain, *_ = last_states(llm, None, items[:1])
@@ -128,8 +141,13 @@ def test_answers_sampled_side_by_side_are_those_of_each_z_alone(tmp_path: Path) 
     backbone.config._attn_implementation = backbone.plain_attention
     for row, item in enumerate(backbone.chat.encode(prompts, ["a"] * 4)):
         grown = torch.from_numpy(item.prompt).long()
+        start = len(item.prompt) - 1
         for _ in range(6):
-            logits = llm(input_ids=grown[None], past_key_values=adapter(z[row : row + 1])).logits[0, -1]
+            cache, places = (
+                in_front(llm, adapter(z[row : row + 1]), grown[None, :start]),
+                4 + torch.arange(start, len(grown)),
+            )
+            logits = llm(input_ids=grown[None, start:], past_key_values=cache, position_ids=places[None]).logits[0, -1]
             grown = torch.cat([grown, logits.argmax()[None]])
             if int(grown[-1]) in backbone.chat.ends:
                 grown = grown[:-1]
