@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -81,6 +81,40 @@ def answer_attention(
 ALL_ATTENTION_FUNCTIONS.register(ANSWER_ATTENTION, answer_attention)
 
 
+class Steering(NamedTuple):
+    """What is done to the LLM for b rows, from each prompt's last token on; what stands before never notices."""
+
+    front: transformers.DynamicCache | None = None
+    """Keys and values of positions in front of the prompt."""
+    layer: nn.Module | None = None
+    shift: Tensor | None = None
+    """[b, n], added to what `layer` gives."""
+
+    @property
+    def positions(self) -> int:
+        return self.front.get_seq_length() if self.front is not None else 0
+
+
+@contextmanager
+def shifted_layer(layer: nn.Module | None, shift: Tensor | None) -> Iterator[None]:
+    """Within it `layer`, one of a decoder's, gives h + shift for states h [b, t, n]; without a shift [b, n], h."""
+    if layer is None or shift is None:
+        yield
+        return
+    moved = shift[:, None]
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] + moved.to(output[0].dtype), *output[1:])
+        return output + moved.to(output.dtype)
+
+    handle = layer.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def shifted_head(head: nn.Module, shift: Tensor | None) -> Iterator[None]:
     """Within it `head`, a vocabulary's head, acts as on h + z: its logits [b, t, v] get W z, z from `shift` [r, d].
@@ -121,29 +155,26 @@ class Decoder:
         answers: int,
         budget: int,
         shift: Tensor | None = None,
-        front: transformers.DynamicCache | None = None,
+        steering: Steering | None = None,
     ) -> None:
         """`prompts` are ids [t_i], t_i >= 1, run at most `budget` tokens at once; sort them by length.
 
         `shift` [p, d] is added to the last hidden states of each prompt's answers, right before the vocabulary's head.
-        `front` holds keys and values of positions in front of each of the p prompts, which their last tokens and the
-        answers see.
+        `steering` is of the p prompts.
         """
         self.model, self.backbone, self.answers, self.shift = model, backbone, answers, shift
         lengths = torch.tensor([len(prompt) - 1 for prompt in prompts])
         longest = int(lengths.max())
-        if front is not None:
-            lengths, longest = lengths + front.get_seq_length(), longest + front.get_seq_length()
-        self.prompts = self._prefill(prompts, longest, budget, front)
+        self.steering = steering or Steering()
+        lengths, longest = lengths + self.steering.positions, longest + self.steering.positions
+        self.prompts = self._prefill(prompts, longest, budget)
         self.cache = transformers.DynamicCache()
         self.first = torch.stack([prompt[-1] for prompt in prompts])[:, None].expand(-1, answers)
         self.positions = lengths
         self.back = torch.where(torch.arange(longest) < lengths[:, None], lengths[:, None] - torch.arange(longest), -1)
         self.steps = 0
 
-    def _prefill(
-        self, prompts: list[Tensor], longest: int, budget: int, front: transformers.DynamicCache | None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _prefill(self, prompts: list[Tensor], longest: int, budget: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of all tokens but the last. Padding stands behind, where causal attention never looks."""
         backbone, parts = self.backbone, []
         backbone.config._attn_implementation = backbone.plain_attention
@@ -153,8 +184,8 @@ class Decoder:
             ids = nn.utils.rnn.pad_sequence([prompt[:-1] for prompt in prompts[start : start + rows]], batch_first=True)
             if not ids.shape[1]:  # prompts of one token; no model runs none
                 ids = nn.functional.pad(ids, (0, 1))
-            cache, m = transformers.DynamicCache(), front.get_seq_length() if front is not None else 0
-            places = m + torch.arange(ids.shape[1]).expand(len(ids), -1)
+            cache, front = transformers.DynamicCache(), self.steering.front
+            places = self.steering.positions + torch.arange(ids.shape[1]).expand(len(ids), -1)
             backbone.model(
                 input_ids=ids.to(backbone.device),
                 position_ids=places.to(backbone.device),
@@ -189,7 +220,8 @@ class Decoder:
         token = _step.set(Step(self.prompts, distance.to(device)))
         try:
             model: Any = self.model
-            with shifted_head(model.get_output_embeddings(), self.shift):
+            steering = shifted_layer(self.steering.layer, self.steering.shift)
+            with steering, shifted_head(model.get_output_embeddings(), self.shift):
                 out = model(
                     input_ids=tokens.to(device),
                     position_ids=positions.to(device),
@@ -209,6 +241,8 @@ class Decoder:
         self.prompts = [(keys[on_device], values[on_device]) for keys, values in self.prompts]
         self.positions, self.back = self.positions[rows], self.back[rows]
         self.shift = self.shift[rows] if self.shift is not None else None
+        if self.steering.shift is not None:
+            self.steering = self.steering._replace(shift=self.steering.shift[on_device])
 
 
 def draw(logits: Tensor, random: Tensor, temperature: float, top_p: float) -> Tensor:

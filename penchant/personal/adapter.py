@@ -1,4 +1,5 @@
-"""The latent adapter: z as a few virtual key and value positions in front of the prompt, in every layer of the LLM."""
+"""The latent adapter, what z does to the LLM: a few virtual positions in front of the prompt (the paper's), or a shift
+of one layer's states (ours)."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from penchant.backbone import decoder_layers
 from penchant.chat import Tokens
+from penchant.decoding import Steering, shifted_layer
 from penchant.errors import InputError
 from penchant.personal.encoder import LATENT
 from penchant.personal.prefix import distinct, read_on, read_prefix
@@ -19,8 +21,8 @@ from penchant.personal.prefix import distinct, read_on, read_prefix
 POSITIONS = 4
 
 
-class LatentAdapter(nn.Module):
-    """z [b, latent] -> a key-value cache of m positions: Linear, GELU, Linear(., m n) give m vectors, and each layer
+class LatentPositions(nn.Module):
+    """z [b, latent] -> keys and values of m positions: Linear, GELU, Linear(., m n) give m vectors, and each layer
     makes its own keys and values of them, by its own norm and projections (which are the LLM's and stay frozen).
 
         u = W_2 gelu(W_1 z)  [m, n];   K_l = a_l K_l(norm_l(u)),   V_l = c_l V_l(norm_l(u))
@@ -56,15 +58,40 @@ class LatentAdapter(nn.Module):
         self.net = nn.Sequential(nn.Linear(latent, width), nn.GELU(), nn.Linear(width, positions * n))
         self.gates = nn.Parameter(torch.zeros(2, int(config.num_hidden_layers)))
 
-    def forward(self, z: Tensor) -> transformers.DynamicCache:
-        """Keys and values of b rows' virtual positions, differentiable by z."""
+    def forward(self, z: Tensor) -> Steering:
+        """Of b rows, differentiable by z."""
         vectors = self.net(z.float()).view(len(z), self.positions, -1)
         cache = every_layer_sees(self._llm[0], vectors)
         layers: Any = cache.layers
         for number, layer in enumerate(layers):
             layer.keys = layer.keys * self.gates[0, number].to(layer.keys.dtype)
             layer.values = layer.values * self.gates[1, number].to(layer.values.dtype)
-        return cache
+        return Steering(front=cache)
+
+
+class LatentShift(nn.Module):
+    """z [b, latent] -> a vector z A that is added to the residual stream behind one of the LLM's layers.
+
+    A [latent, n] starts at zero, and the LLM is then the LLM; `begin` sets it to directions that already mean something
+    there. It is trained from there on.
+
+    Args:
+        llm: causal transformers model. latent: size of z.
+        layer: behind which layer, from 1; the middle one where it is None.
+    """
+
+    def __init__(self, llm: transformers.PreTrainedModel, latent: int = LATENT, layer: int | None = None) -> None:
+        super().__init__()
+        depth = len(decoder_layers(llm))
+        self.layer = layer if layer is not None else max(1, depth // 2)
+        if not 1 <= self.layer <= depth:
+            raise InputError(f"layer is {layer}; give 1 to {depth}, the LLM's own number.")
+        self._behind = [decoder_layers(llm)[self.layer - 1]]  # in a list: not among this module's own weights
+        self.axes = nn.Parameter(torch.zeros(latent, int(llm.config.get_text_config().hidden_size)))
+
+    def forward(self, z: Tensor) -> Steering:
+        """Of b rows, differentiable by z."""
+        return Steering(layer=self._behind[0], shift=z.float() @ self.axes)
 
 
 def every_layer_sees(llm: transformers.PreTrainedModel, vectors: Tensor) -> transformers.DynamicCache:
@@ -90,23 +117,25 @@ def every_layer_sees(llm: transformers.PreTrainedModel, vectors: Tensor) -> tran
 
 
 def last_states(
-    llm: transformers.PreTrainedModel, cache: transformers.DynamicCache | None, items: Sequence[Tokens]
+    llm: transformers.PreTrainedModel, steering: Steering | None, items: Sequence[Tokens]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The LLM behind a cache of b rows (or none) on b sequences of prompt and response.
+    """The LLM, steered by b rows or not at all, on b sequences of prompt and response.
 
-    A prompt's last token and the response see the cache; what stands before does not, and is run once for all that
+    A prompt's last token and the response are steered; what stands before is not, and is run once for all that
     share it.
 
     Returns the last hidden states [t, n] that predict the responses' tokens, these tokens [t], and whose they are [t].
     An empty prompt is predicted from nothing, so a response's first token counts only where a token stands before it.
     """
+    steering = steering or Steering()
     base: Any = llm.base_model
     embed: Any = llm.get_input_embeddings()
     first, owner = distinct([item.prompt_key for item in items])
     starts = [torch.from_numpy(items[row].prompt[:-1]).long().to(base.device) for row in first]
     wholes = [torch.from_numpy(np.concatenate([item.prompt[-1:], item.response])).long() for item in items]
-    prefix = read_prefix(base, [embed(ids) for ids in starts], cache.get_seq_length() if cache is not None else 0)
-    states = read_on(base, prefix, owner, [embed(whole[:-1].to(base.device)) for whole in wholes], cache)
+    prefix = read_prefix(base, [embed(ids) for ids in starts], steering.positions)
+    with shifted_layer(steering.layer, steering.shift):
+        states = read_on(base, prefix, owner, [embed(whole[:-1].to(base.device)) for whole in wholes], steering.front)
     sizes = torch.tensor([len(whole) - 1 for whole in wholes])
     kept = (torch.arange(states.shape[1]) < sizes[:, None]).to(base.device)
     row = torch.arange(len(items), device=base.device)[:, None].expand(kept.shape)[kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import transformers
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
-from penchant.personal.adapter import LatentAdapter, last_states
+from penchant.personal.adapter import LatentPositions, LatentShift, last_states
 from penchant.personal.clap_losses import contrastive, contrastive_accuracy, dg_kld, kld
 from penchant.personal.encoder import LATENT, Gaussian, LatentEncoder
 from penchant.policy.log_probs import Vocabulary
 
+AdapterKind = Literal["positions", "shift"]
 DRAWS = 16
 """M, draws of each posterior for DG-KLD."""
 
@@ -46,14 +47,22 @@ class Clap(nn.Module):
         llm: causal transformers model; frozen here for good.
         backbone: made from the same model.
         latent: size of z.
+        adapter: what z does to the LLM, "positions" (the paper's) or "shift" (ours).
     """
 
-    def __init__(self, llm: transformers.PreTrainedModel, backbone: Backbone, latent: int = LATENT) -> None:
+    def __init__(
+        self,
+        llm: transformers.PreTrainedModel,
+        backbone: Backbone,
+        latent: int = LATENT,
+        adapter: AdapterKind = "shift",
+    ) -> None:
         super().__init__()
         llm.requires_grad_(False)
         self._llm, self.backbone = [llm.eval()], backbone
         self.posterior = LatentEncoder(llm, latent)
-        self.adapter = LatentAdapter(llm, latent)
+        self.adapter: LatentPositions | LatentShift
+        self.adapter = LatentShift(llm, latent) if adapter == "shift" else LatentPositions(llm, latent)
         n = backbone.width
         self.skip = nn.Sequential(nn.Linear(latent, n), nn.GELU(), nn.Linear(n, n), nn.LayerNorm(n))
         self.vocabulary = Vocabulary.of(llm)
@@ -80,8 +89,8 @@ class Clap(nn.Module):
         """
         # A backbone that ran packed leaves its own attention switched on.
         self.backbone.config._attn_implementation = self.backbone.plain_attention
-        cache = self.adapter(z) if z is not None else None
-        states, targets, owner = last_states(self._llm[0], cache, items)
+        steering = self.adapter(z) if z is not None else None
+        states, targets, owner = last_states(self._llm[0], steering, items)
         shift = None
         if skip and z is not None:
             s = self.skip(z)

@@ -11,12 +11,12 @@ import transformers
 
 from penchant.backbone import load_whole
 from penchant.generation import Generator
-from penchant.personal.adapter import LatentAdapter, last_states
+from penchant.personal.adapter import LatentPositions, last_states
 from tests.personal.tiny import KINDS, VOCABULARY, ids, sequence, tiny_llm
 from tests.tiny_llm import save_tiny_llm
 
 
-def opened(adapter: LatentAdapter) -> LatentAdapter:
+def opened(adapter: LatentPositions) -> LatentPositions:
     """With gates that let z through."""
     torch.manual_seed(1)
     torch.nn.init.normal_(adapter.gates, 1.0, 0.2)
@@ -38,12 +38,12 @@ def in_front(llm: Any, front: Any, start: torch.Tensor) -> transformers.DynamicC
 @torch.no_grad()
 def test_before_training_z_says_nothing_and_the_llm_has_positions_of_zeros_in_front(kind: str) -> None:
     llm = tiny_llm(kind)
-    adapter = LatentAdapter(llm, latent=8)
+    adapter = LatentPositions(llm, latent=8)
     z, text = torch.randn(2, 8), ids(6).expand(2, -1)
-    first = llm(input_ids=text, past_key_values=adapter(z)).logits
+    first = llm(input_ids=text, past_key_values=adapter(z).front).logits
     assert (first - llm(input_ids=text).logits).abs().max() > 0.01  # positions of zeros are not nothing
     by_hand = transformers.DynamicCache()
-    for number, layer in enumerate(adapter(z).layers):
+    for number, layer in enumerate(adapter(z).front.layers):
         by_hand.update(torch.zeros_like(layer.keys), torch.zeros_like(layer.values), number)
     assert by_hand.get_seq_length() == 4
     assert torch.equal(llm(input_ids=text, past_key_values=by_hand).logits, first)
@@ -54,11 +54,11 @@ def test_keys_and_values_are_the_layers_own_of_the_same_vectors() -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     llm: Any = tiny_llm("llama")
-    adapter = opened(LatentAdapter(llm, latent=8))
+    adapter = opened(LatentPositions(llm, latent=8))
     z = torch.randn(3, 8)
     u = adapter.net(z).view(3, 4, 32)
     turn = llm.model.rotary_emb(u, torch.arange(4)[None])
-    for number, (layer, cached) in enumerate(zip(llm.model.layers, adapter(z).layers, strict=True)):
+    for number, (layer, cached) in enumerate(zip(llm.model.layers, adapter(z).front.layers, strict=True)):
         normed = layer.input_layernorm(u)
         keys, values = (
             project(normed).view(3, 4, 2, 8).transpose(1, 2)
@@ -73,14 +73,14 @@ def test_keys_and_values_are_the_layers_own_of_the_same_vectors() -> None:
 @torch.no_grad()
 def test_log_probabilities_are_those_of_the_sequences_one_by_one(kind: str) -> None:
     llm = tiny_llm(kind)
-    adapter = opened(LatentAdapter(llm, latent=8))
+    adapter = opened(LatentPositions(llm, latent=8))
     items, z = [sequence(5, 3), sequence(2, 9, 1), sequence(0, 4, 2)], torch.randn(3, 8)
     states, targets, owner = last_states(llm, adapter(z), items)
     logits = llm.get_output_embeddings()(states)
     for row, item in enumerate(items):
         whole = torch.tensor([*item.prompt, *item.response]).long()[None]
         start = max(1, len(item.prompt))
-        cache = in_front(llm, adapter(z[row : row + 1]), whole[:, : start - 1])
+        cache = in_front(llm, adapter(z[row : row + 1]).front, whole[:, : start - 1])
         places = 4 + torch.arange(start - 1, whole.shape[1])[None]
         alone = llm(input_ids=whole[:, start - 1 :], past_key_values=cache, position_ids=places).logits[0]
         assert torch.allclose(logits[owner == row], alone[:-1], atol=1e-4)
@@ -99,25 +99,25 @@ def test_log_probabilities_are_those_of_the_sequences_one_by_one(kind: str) -> N
 def test_generate_takes_the_cache_with_left_padding(kind: str) -> None:
     llm: Any = tiny_llm(kind)
     llm.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=None)
-    adapter = opened(LatentAdapter(llm, latent=8))
+    adapter = opened(LatentPositions(llm, latent=8))
     prompts, z, new, m = [ids(6), ids(2, 1)], torch.randn(2, 8), 5, 4
     longest = max(map(len, prompts))
     padded = torch.stack([torch.cat([torch.zeros(m + longest - len(p), dtype=torch.long), p]) for p in prompts])
     mask = torch.stack([torch.cat([torch.ones(m), torch.zeros(longest - len(p)), torch.ones(len(p))]) for p in prompts])
     out = llm.generate(
-        padded, attention_mask=mask.long(), past_key_values=adapter(z), max_new_tokens=new, do_sample=False
+        padded, attention_mask=mask.long(), past_key_values=adapter(z).front, max_new_tokens=new, do_sample=False
     )[:, -new:]
     for row, prompt in enumerate(prompts):
         grown = prompt
         for _ in range(new):
-            cache = adapter(z[row : row + 1])
+            cache = adapter(z[row : row + 1]).front
             grown = torch.cat([grown, llm(input_ids=grown[None], past_key_values=cache).logits[0, -1].argmax()[None]])
         assert torch.equal(out[row], grown[len(prompt) :])
 
 
 def test_gradients_reach_the_adapter_and_z_and_not_the_llm() -> None:
     llm = tiny_llm("llama")
-    adapter = opened(LatentAdapter(llm, latent=8))
+    adapter = opened(LatentPositions(llm, latent=8))
     z = torch.randn(2, 8, requires_grad=True)
     states, targets, _ = last_states(llm, adapter(z), [sequence(4, 5), sequence(3, 2, 1)])
     torch.nn.functional.cross_entropy(llm.get_output_embeddings()(states), targets).backward()
@@ -132,7 +132,7 @@ def test_gradients_reach_the_adapter_and_z_and_not_the_llm() -> None:
 def test_answers_sampled_side_by_side_are_those_of_each_z_alone(tmp_path: Path) -> None:
     model, backbone = load_whole(str(save_tiny_llm(tmp_path)), dtype="float32")
     llm: Any = model
-    adapter = opened(LatentAdapter(model, latent=8))
+    adapter = opened(LatentPositions(model, latent=8))
     prompts, z = ["Name a tree", "And a much longer one, please", "Name a tree", "x"], torch.randn(4, 8)
     generator = Generator(model, backbone, adapter)
     found = generator.sample(prompts, answers=2, max_new_tokens=6, temperature=0, z=z, show_progress=False)
@@ -144,7 +144,7 @@ def test_answers_sampled_side_by_side_are_those_of_each_z_alone(tmp_path: Path) 
         start = len(item.prompt) - 1
         for _ in range(6):
             cache, places = (
-                in_front(llm, adapter(z[row : row + 1]), grown[None, :start]),
+                in_front(llm, adapter(z[row : row + 1]).front, grown[None, :start]),
                 4 + torch.arange(start, len(grown)),
             )
             logits = llm(input_ids=grown[None, start:], past_key_values=cache, position_ids=places[None]).logits[0, -1]
