@@ -7,7 +7,7 @@ that a decoding step is made of, and the prompts' part is never copied when the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -86,9 +86,9 @@ class Steering(NamedTuple):
 
     front: transformers.DynamicCache | None = None
     """Keys and values of positions in front of the prompt."""
-    layer: nn.Module | None = None
-    shift: Tensor | None = None
-    """[b, n], added to what `layer` gives."""
+    layers: Sequence[nn.Module] = ()
+    shifts: Tensor | None = None
+    """[l, b, n], added to what each of the l layers gives."""
 
     @property
     def positions(self) -> int:
@@ -96,23 +96,22 @@ class Steering(NamedTuple):
 
 
 @contextmanager
-def shifted_layer(layer: nn.Module | None, shift: Tensor | None) -> Iterator[None]:
-    """Within it `layer`, one of a decoder's, gives h + shift for states h [b, t, n]; without a shift [b, n], h."""
-    if layer is None or shift is None:
-        yield
-        return
-    moved = shift[:, None]
+def shifted_layers(steering: Steering) -> Iterator[None]:
+    """Within it each of the layers gives h + shift for its states h [b, t, n]."""
+    handles = []
+    for layer, shift in zip(steering.layers, steering.shifts if steering.shifts is not None else (), strict=True):
 
-    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] + moved.to(output[0].dtype), *output[1:])
-        return output + moved.to(output.dtype)
+        def add(_module: nn.Module, _inputs: Any, output: Any, moved: Tensor = shift[:, None]) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] + moved.to(output[0].dtype), *output[1:])
+            return output + moved.to(output.dtype)
 
-    handle = layer.register_forward_hook(add)
+        handles.append(layer.register_forward_hook(add))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -220,8 +219,7 @@ class Decoder:
         token = _step.set(Step(self.prompts, distance.to(device)))
         try:
             model: Any = self.model
-            steering = shifted_layer(self.steering.layer, self.steering.shift)
-            with steering, shifted_head(model.get_output_embeddings(), self.shift):
+            with shifted_layers(self.steering), shifted_head(model.get_output_embeddings(), self.shift):
                 out = model(
                     input_ids=tokens.to(device),
                     position_ids=positions.to(device),
@@ -241,8 +239,8 @@ class Decoder:
         self.prompts = [(keys[on_device], values[on_device]) for keys, values in self.prompts]
         self.positions, self.back = self.positions[rows], self.back[rows]
         self.shift = self.shift[rows] if self.shift is not None else None
-        if self.steering.shift is not None:
-            self.steering = self.steering._replace(shift=self.steering.shift[on_device])
+        if self.steering.shifts is not None:
+            self.steering = self.steering._replace(shifts=self.steering.shifts[:, on_device])
 
 
 def draw(logits: Tensor, random: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -1,5 +1,5 @@
 """The latent adapter, what z does to the LLM: a few virtual positions in front of the prompt (the paper's), or a shift
-of one layer's states (ours)."""
+of its layers' states (ours)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from penchant.backbone import decoder_layers
 from penchant.chat import Tokens
-from penchant.decoding import Steering, shifted_layer
+from penchant.decoding import Steering, shifted_layers
 from penchant.errors import InputError
 from penchant.personal.encoder import LATENT
 from penchant.personal.prefix import distinct, read_on, read_prefix
@@ -70,28 +70,34 @@ class LatentPositions(nn.Module):
 
 
 class LatentShift(nn.Module):
-    """z [b, latent] -> a vector z A that is added to the residual stream behind one of the LLM's layers.
+    """z [b, latent] -> a vector z A_l that is added to the residual stream behind each of the LLM's layers.
 
-    A [latent, n] starts at zero, and the LLM is then the LLM; `begin` sets it to directions that already mean something
-    there. It is trained from there on.
+    All A_l [latent, n] start at zero, and the LLM is then the LLM. `begin` sets that of the middle layer to directions
+    which mean something there, and training goes on from there, at all layers.
 
     Args:
         llm: causal transformers model. latent: size of z.
-        layer: behind which layer, from 1; the middle one where it is None.
     """
 
-    def __init__(self, llm: transformers.PreTrainedModel, latent: int = LATENT, layer: int | None = None) -> None:
+    def __init__(self, llm: transformers.PreTrainedModel, latent: int = LATENT) -> None:
         super().__init__()
-        depth = len(decoder_layers(llm))
-        self.layer = layer if layer is not None else max(1, depth // 2)
-        if not 1 <= self.layer <= depth:
-            raise InputError(f"layer is {layer}; give 1 to {depth}, the LLM's own number.")
-        self._behind = [decoder_layers(llm)[self.layer - 1]]  # in a list: not among this module's own weights
-        self.axes = nn.Parameter(torch.zeros(latent, int(llm.config.get_text_config().hidden_size)))
+        self._layers = list(decoder_layers(llm))  # in a list: not among this module's own weights
+        n = int(llm.config.get_text_config().hidden_size)
+        self.axes = nn.Parameter(torch.zeros(len(self._layers), latent, n))
+
+    @property
+    def middle(self) -> int:
+        """The layer, from 1, behind which z means something from the start."""
+        return max(1, len(self._layers) // 2)
+
+    def begin(self, axes: Tensor) -> None:
+        """A = axes [latent, n] behind the middle layer."""
+        with torch.no_grad():
+            self.axes[self.middle - 1].copy_(axes)
 
     def forward(self, z: Tensor) -> Steering:
         """Of b rows, differentiable by z."""
-        return Steering(layer=self._behind[0], shift=z.float() @ self.axes)
+        return Steering(layers=self._layers, shifts=torch.einsum("bk,lkn->lbn", z.float(), self.axes))
 
 
 def every_layer_sees(llm: transformers.PreTrainedModel, vectors: Tensor) -> transformers.DynamicCache:
@@ -134,7 +140,7 @@ def last_states(
     starts = [torch.from_numpy(items[row].prompt[:-1]).long().to(base.device) for row in first]
     wholes = [torch.from_numpy(np.concatenate([item.prompt[-1:], item.response])).long() for item in items]
     prefix = read_prefix(base, [embed(ids) for ids in starts], steering.positions)
-    with shifted_layer(steering.layer, steering.shift):
+    with shifted_layers(steering):
         states = read_on(base, prefix, owner, [embed(whole[:-1].to(base.device)) for whole in wholes], steering.front)
     sizes = torch.tensor([len(whole) - 1 for whole in wholes])
     kept = (torch.arange(states.shape[1]) < sizes[:, None]).to(base.device)
