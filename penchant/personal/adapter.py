@@ -23,7 +23,7 @@ POSITIONS = 4
 
 class LatentPositions(nn.Module):
     """z [b, latent] -> keys and values of m positions: Linear, GELU, Linear(., m n) give m vectors, and each layer
-    makes its own keys and values of them, by its own norm and projections (which are the LLM's and stay frozen).
+    makes its own keys and values of them, by its own norm and projections (the LLM's).
 
         u = W_2 gelu(W_1 z)  [m, n];   K_l = a_l K_l(norm_l(u)),   V_l = c_l V_l(norm_l(u))
 

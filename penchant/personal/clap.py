@@ -44,7 +44,9 @@ class Clap(nn.Module):
         L = -log p(y | x, z) + DG-KLD(q) [+ contrastive term],   z ~ q(z | x, y)
 
     Args:
-        llm: causal transformers model; frozen here for good.
+        llm: causal transformers model; frozen here, but for its layers where `train_clap` is to train them too. The
+            adapter's keys and values are then by the layers as they are trained; the encoder's layers are a copy from
+            before.
         backbone: made from the same model.
         latent: size of z.
         adapter: what z does to the LLM, "positions" (the paper's) or "shift" (ours).

@@ -1,4 +1,4 @@
-"""Trains CLaP on several responses a prompt, resumes what was interrupted, and says whether z is used at all."""
+"""Trains CLaP on several responses a prompt, in two stages, and resumes what was interrupted."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from penchant.chat import Text, Tokens
 from penchant.checkpoint import load_run, read_facts, save_run
 from penchant.errors import InputError
-from penchant.personal.clap import DRAWS, Clap
-from penchant.personal.clap_losses import contrastive_accuracy
-from penchant.personal.encoder import Gaussian
+from penchant.personal.clap import DRAWS, Clap, ClapTerms
+from penchant.personal.groups import Group
 
-Group = list[Tokens]
-"""One prompt with each of its responses, all different."""
 CHECKPOINT = "training.safetensors"
-ACTIVE = 0.01
-"""A unit of z is active where the variance of its posterior means exceeds this (Burda et al.)."""
 
 
 @dataclass(frozen=True)
@@ -40,37 +35,36 @@ class ClapSettings:
     """Share of the steps with the gradient-only skip and without the contrastive term."""
     others: int = 3
     """Responses that each is told apart from in the second stage; 0 leaves the contrastive term out."""
+    unfreeze: bool = False
+    """Whether the LLM's layers are trained too in the second stage (the paper's main variant). Its input embeddings, by
+    which the encoder reads as well, its last norm and its vocabulary's head stay as they are."""
+    llm_learning_rate: float = 1e-5
+    """Of the LLM's layers, with the same rise and fall."""
     standard_kl: bool = False
     clip: float = 1.0
-    """Largest norm of a step's gradient."""
+    """Largest norm of a step's gradient, by all that trains."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "prompts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "llm_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a finite number above 0.")
         if not 0 <= self.first_stage <= 1:
             raise InputError(f"first_stage is {self.first_stage}; give a share from 0 to 1.")
+        if self.unfreeze and self.first_stage == 1:
+            raise InputError("unfreeze is for the second stage, and first_stage is 1; give a smaller share.")
         if self.others < 0:
             raise InputError(f"others is {self.others}; give 0 or more.")
 
-
-def groups_of(clap: Clap, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Group]:
-    """Prompts with their different responses as ids, no prompt with fewer than two; InputError where none is left."""
-    chat = clap.backbone.chat
-    found = []
-    for row, (prompt, answers) in enumerate(zip(prompts, responses, strict=True)):
-        texts = [text for text in dict.fromkeys(answers) if text.strip()]
-        items = chat.encode([prompt] * len(texts), texts, [row] * len(texts))
-        unique = list({item.key: item for item in items}.values())
-        if len(unique) > 1:
-            found.append(unique)
-    if not found:
-        raise InputError("no prompt has two different responses; sample more answers, or at a higher temperature.")
-    return found
+    def check_llm(self, dtype: torch.dtype) -> None:
+        """InputError for an LLM that is to be trained in a type in which its small steps are rounded away."""
+        if self.unfreeze and dtype != torch.float32:
+            raise InputError(
+                f"unfreeze trains the LLM, which is loaded as {str(dtype).removeprefix('torch.')}; give dtype float32."
+            )
 
 
 def train_clap(
@@ -82,76 +76,121 @@ def train_clap(
     save_seconds: float = 60.0,
     show_progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train the encoder, the adapter and the skip; the LLM stays as it is. Returns a row of figures a step.
+    """Train the encoder, the adapter and the skip, and the LLM's layers if asked to. Returns a row of figures a step.
 
     A run that was killed goes on from the checkpoint in `folder` and ends with the very weights of one that was not.
-    InputError if that checkpoint is of other settings or texts.
+    InputError if that checkpoint is of other settings or texts, or the LLM is to be trained and is not float32.
     """
-    trained = [p for p in clap.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=0.01)
-    steps = settings.epochs * math.ceil(len(groups) / settings.prompts)
-    digest = hashlib.blake2b(b"".join(item.key for group in groups for item in group), digest_size=16).hexdigest()
-    made_with = {**asdict(settings), "texts": digest, "llm": clap.backbone.revision, "latent": clap.latent}
+    run = Trainer(clap, groups, settings)
     path = Path(folder) / CHECKPOINT if folder is not None else None
-    log: list[dict[str, float]] = []
     if path is not None and path.is_file():
-        log = read_facts(path, made_with)["log"]
-        load_run(path, clap, adam)
-    saved = time.monotonic()
-    with tqdm(total=steps, initial=len(log), unit="step", desc="CLaP", disable=not show_progress, leave=False) as bar:
-        for step in range(len(log), steps):
-            log.append(_step(clap, adam, trained, groups, settings, step, steps))
-            last = log[-1]
+        run.resume(path)
+    saved, done = time.monotonic(), len(run.log)
+    with tqdm(total=run.steps, initial=done, unit="step", desc="CLaP", disable=not show_progress, leave=False) as bar:
+        while len(run.log) < run.steps:
+            last = run.step()
             bar.set_postfix_str(f"{last['nats_per_token']:.3f} nats a token, KL {last['kl']:.2f}")
             bar.update()
-            if path is not None and (step + 1 == steps or time.monotonic() - saved > save_seconds):
-                save_run(path, clap, adam, {"made_with": made_with, "log": log})
+            if path is not None and (len(run.log) == run.steps or time.monotonic() - saved > save_seconds):
+                run.save(path)
                 saved = time.monotonic()
-    return log
+    run.release()
+    return run.log
 
 
-def _step(
-    clap: Clap,
-    adam: torch.optim.Optimizer,
-    trained: Sequence[Tensor],
-    groups: Sequence[Group],
-    settings: ClapSettings,
-    step: int,
-    steps: int,
-) -> dict[str, float]:
-    """One step on the next prompts; all that is random in it follows from the seed and its number."""
-    per_epoch = steps // settings.epochs
-    epoch, place = divmod(step, per_epoch)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
-    random = torch.Generator().manual_seed((settings.seed * 1_000_003 + 17) * 1_000_003 + step)
-    share = step / steps
-    rate = min(1.0, (step + 1) / max(1.0, steps / 20)) * 0.5 * (1 + math.cos(math.pi * share))
-    for part in adam.param_groups:
-        part["lr"] = settings.learning_rate * rate
-    first = share < settings.first_stage
-    adam.zero_grad()
-    rows: list[dict[str, float]] = []
-    batch = order[place * settings.prompts : (place + 1) * settings.prompts].tolist()
-    for number in batch:
-        items = groups[number]
-        n = len(items)
-        noise = torch.randn(DRAWS, n, clap.latent, generator=random).to(clap.backbone.device)
-        others = None
-        if settings.others and not first:
-            others = _others(n, min(settings.others, n - 1), random).to(clap.backbone.device)
-        terms = clap(items, noise, others, skip=first, standard_kl=settings.standard_kl)
-        (terms.loss / len(batch)).backward()
-        rows.append(
-            {
-                "loss": float(terms.loss.detach()),
-                "nats_per_token": float(terms.reconstruction.detach()) / terms.tokens,
-                "kl": float(terms.kl.detach()),
-                "contrastive": float(terms.contrastive.detach()),
-            }
+class Trainer:
+    """One run; `train_clap` drives it. Nothing drops out: encoder and LLM run as they do when they are used.
+
+    Attributes: `steps` of the whole run; `log`, a row for each step done; `adam`; `kept`, the modules whose weights a
+    checkpoint must hold.
+    """
+
+    def __init__(self, clap: Clap, groups: Sequence[Group], settings: ClapSettings) -> None:
+        settings.check_llm(clap.backbone.dtype)
+        self.clap, self.groups, self.settings = clap.eval(), groups, settings
+        self.steps = settings.epochs * math.ceil(len(groups) / settings.prompts)
+        self.log: list[dict[str, float]] = []
+        self.layers = clap.backbone.layers  # the LLM's own
+        own = [p for p in clap.parameters() if p.requires_grad]
+        parts: list[dict[str, Any]] = [{"params": own, "peak": settings.learning_rate}]
+        self.kept = nn.ModuleDict({"clap": clap})
+        if settings.unfreeze:
+            parts.append({"params": list(self.layers.parameters()), "peak": settings.llm_learning_rate})
+            self.kept["llm"] = self.layers
+        self.adam = torch.optim.AdamW(parts, weight_decay=0.01)
+
+    def step(self) -> dict[str, float]:
+        """One step on the next prompts; all that is random in it follows from the seed and its number."""
+        number = len(self.log)
+        first = number / self.steps < self.settings.first_stage
+        random = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + 17) * 1_000_003 + number)
+        self.layers.requires_grad_(self.settings.unfreeze and not first)
+        self.adam.zero_grad()
+        rows: list[dict[str, float]] = []
+        batch = self._batch(number)
+        for items in batch:
+            terms = self._terms(items, first, random)
+            (terms.loss / len(batch)).backward()
+            rows.append(
+                {
+                    "loss": float(terms.loss.detach()),
+                    "nats_per_token": float(terms.reconstruction.detach()) / terms.tokens,
+                    "kl": float(terms.kl.detach()),
+                    "contrastive": float(terms.contrastive.detach()),
+                }
+            )
+        for part in self.adam.param_groups:
+            part["lr"] = part["peak"] * self._rate(number)
+        trained = [
+            p for part in self.adam.param_groups for p in part["params"]
+        ]  # those without a gradient do not count
+        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip)
+        self.adam.step()
+        self.log.append(
+            {**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}, "gradient": float(norm)}
         )
-    norm = torch.nn.utils.clip_grad_norm_(trained, settings.clip)
-    adam.step()
-    return {**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}, "gradient": float(norm)}
+        return self.log[-1]
+
+    def _batch(self, number: int) -> list[Group]:
+        """The prompts of a step."""
+        epoch, place = divmod(number, self.steps // self.settings.epochs)
+        seed, size = self.settings.seed * 1_000_003 + epoch, self.settings.prompts
+        order = torch.randperm(len(self.groups), generator=torch.Generator().manual_seed(seed))
+        return [self.groups[i] for i in order[place * size : (place + 1) * size].tolist()]
+
+    def _terms(self, items: Group, first: bool, random: torch.Generator) -> ClapTerms:
+        """The loss of one prompt's responses, in the first stage or in the second."""
+        n, device = len(items), self.clap.backbone.device
+        noise = torch.randn(DRAWS, n, self.clap.latent, generator=random).to(device)
+        others = None
+        if self.settings.others and not first:
+            others = _others(n, min(self.settings.others, n - 1), random).to(device)
+        found: ClapTerms = self.clap(items, noise, others, skip=first, standard_kl=self.settings.standard_kl)
+        return found
+
+    def _rate(self, number: int) -> float:
+        """Of the learning rates, the share that a step has."""
+        rise = min(1.0, (number + 1) / max(1.0, self.steps / 20))
+        return rise * 0.5 * (1 + math.cos(math.pi * number / self.steps))
+
+    def release(self) -> None:
+        """Freeze the LLM again and let go of all gradients."""
+        self.layers.requires_grad_(False)
+        self.adam.zero_grad()
+
+    def save(self, path: Path) -> None:
+        save_run(path, self.kept, self.adam, {"made_with": self._made_with(), "log": self.log})
+
+    def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote; InputError if that was a run of other settings, texts or LLM."""
+        self.log = read_facts(path, self._made_with())["log"]
+        load_run(path, self.kept, self.adam)
+
+    def _made_with(self) -> dict[str, Any]:
+        texts = hashlib.blake2b(b"".join(item.key for group in self.groups for item in group), digest_size=16)
+        backbone = self.clap.backbone
+        llm = {"llm": backbone.revision, "dtype": str(backbone.dtype).removeprefix("torch.")}
+        return {**asdict(self.settings), **llm, "texts": texts.hexdigest(), "latent": self.clap.latent}
 
 
 def _others(n: int, count: int, random: torch.Generator) -> Tensor:
@@ -159,44 +198,3 @@ def _others(n: int, count: int, random: torch.Generator) -> Tensor:
     drawn = torch.rand(n, n, generator=random)
     drawn.fill_diagonal_(2.0)
     return drawn.argsort(1)[:, :count]
-
-
-@torch.no_grad()
-def evaluate_clap(clap: Clap, groups: Sequence[Group], seed: int = 0) -> dict[str, float]:
-    """Figures on prompts that were not trained on.
-
-    nats_per_token: of responses under their own posterior's mean; `plain` under the LLM without z, `prior` under a z
-    drawn from N(0, I). active_units: see ACTIVE. mutual_information: of z and the response, in nats, by minibatches of
-    all responses here (it cannot exceed the logarithm of their number). contrastive_accuracy: share of responses that
-    are likelier under their own z than under that of any other response to the prompt.
-    """
-    random = torch.Generator().manual_seed(seed)
-    device = clap.backbone.device
-    tokens, own, prior, plain, right = 0, 0.0, 0.0, 0.0, 0.0
-    read: list[Gaussian] = []
-    for items in groups:
-        q = clap.read(items)
-        n = len(items)
-        table = clap.log_probs([item for item in items for _ in range(n)], q.mean.repeat(n, 1)).view(n, n)
-        mine = table.diagonal()
-        away = table[~torch.eye(n, dtype=torch.bool, device=device)].view(n, n - 1)
-        right += float(contrastive_accuracy(torch.cat([mine[:, None], away], 1))) * n
-        own -= float(mine.sum())
-        prior -= float(clap.log_probs(items, torch.randn(n, clap.latent, generator=random).to(device)).sum())
-        plain -= float(clap.log_probs(items, None).sum())
-        tokens += sum(len(item.response) - (not len(item.prompt)) for item in items)
-        read.append(q)
-    q = Gaussian(*(torch.cat(parts) for parts in zip(*read, strict=True)))
-    count = len(q.mean)
-    z = q.draw(torch.randn(count, clap.latent, generator=random).to(device))
-    of_each = q.log_prob(z[:, None])  # [z, posterior]
-    information = (of_each.diagonal() - of_each.logsumexp(1) + math.log(count)).mean()
-    return {
-        "nats_per_token": own / tokens,
-        "plain": plain / tokens,
-        "prior": prior / tokens,
-        "active_units": float((q.mean.var(0) > ACTIVE).sum()),
-        "mutual_information": float(information),
-        "contrastive_accuracy": right / count,
-        "responses": float(count),
-    }

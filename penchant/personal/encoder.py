@@ -141,5 +141,5 @@ def first_layers(llm: transformers.PreTrainedModel, layers: int) -> nn.Module:
         {k: v.float() for k, v in base.state_dict().items() if k in own and v.shape == own[k].shape}, strict=False
     )
     part.get_input_embeddings().requires_grad_(False)
-    found: nn.Module = part.train()
+    found: nn.Module = part.eval()  # what drops out would not be what a text says
     return found

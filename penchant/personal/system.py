@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.generation import Generator
 from penchant.personal.clap import Clap
-from penchant.personal.clap_training import ClapSettings, Group, evaluate_clap, groups_of, train_clap
+from penchant.personal.clap_figures import evaluate_clap, plain_log_probs
+from penchant.personal.clap_training import ClapSettings, train_clap
 from penchant.personal.encoder import LATENT
 from penchant.personal.fitting import (
     Coordinates,
@@ -32,10 +34,11 @@ from penchant.personal.fitting import (
     prompt_features,
     read_pairs,
 )
+from penchant.personal.groups import Group, check_responses, groups_of
+from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
 from penchant.policy.people import people_of
-from penchant.policy.saving import load_base
 
 CONFIG, WEIGHTS, PEOPLE, POPULATION = "config.json", "clap.safetensors", "users.db", "population.safetensors"
 HELD_OUT = 0.1
@@ -71,6 +74,7 @@ class PersonalLLM:
         cls,
         prompts: Sequence[Text],
         folder: str | Path,
+        responses: Sequence[Sequence[str]] | None = None,
         *,
         model: str = DEFAULT,
         dtype: str = "auto",
@@ -83,33 +87,48 @@ class PersonalLLM:
         seed: int = 0,
         show_progress: bool = True,
     ) -> PersonalLLM:
-        """Sample answers from the LLM itself and train CLaP on them; both go on where a killed run left off.
+        """Train CLaP on several responses a prompt, the LLM's own or those given; a killed run goes on where it was.
 
-        Raises InputError for fewer than two prompts, or where none gets two different answers.
+        With `settings.unfreeze` the LLM is trained too, in float32, and lies in the folder then.
+
+        Args:
+            responses: two or more different texts for each prompt; None samples `answers` texts for each from the LLM.
+            dtype: as in `Backbone.load`; "auto" is float32 where the LLM is trained.
+
+        Raises InputError for fewer than two prompts, responses that do not fit them, or where no prompt gets two
+        different answers.
         """
         target = Path(folder)
         if len(prompts) < 2:
             raise InputError(f"{len(prompts)} prompts are too few; give two or more, so that one can be held out.")
+        if responses is not None:
+            check_responses(prompts, responses)
         settings = settings or ClapSettings(seed=seed)
+        dtype = "float32" if settings.unfreeze and dtype == "auto" else dtype
         llm, backbone = load_whole(model, dtype, None, max_length)
+        settings.check_llm(backbone.dtype)
         torch.manual_seed(seed)
         clap = Clap(llm, backbone, latent)
         generator = Generator(llm, backbone, clap.adapter)
         target.mkdir(parents=True, exist_ok=True)
-        texts = generator.sample(
-            prompts,
-            answers=answers,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=1.0,
-            seed=seed,
-            file=target / "answers.jsonl",
-            show_progress=show_progress,
-        )
-        groups = groups_of(clap, prompts, texts)
+        texts, sampling = responses, None
+        if texts is None:
+            texts = generator.sample(
+                prompts,
+                answers=answers,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=1.0,
+                seed=seed,
+                file=target / "answers.jsonl",
+                show_progress=show_progress,
+            )
+            sampling = {**generator.cost.to_dict(), "answers_each": answers, "max_new_tokens": max_new_tokens}
+        groups = groups_of(clap, prompts, texts, sampled=responses is None)
         train, held_out = _split(groups, seed)
-        log = train_clap(clap.train(), train, settings, target, show_progress=show_progress)
-        figures = evaluate_clap(clap.eval(), held_out)
+        plain = plain_log_probs(clap, held_out)
+        log = train_clap(clap, train, settings, target, show_progress=show_progress)
+        figures = evaluate_clap(clap, held_out, plain=plain)
         coordinates = Coordinates.of(prompt_features(clap, [group[0] for group in groups]))
         weights = _weights(clap, coordinates)
         facts = {
@@ -120,11 +139,13 @@ class PersonalLLM:
             "max_length": max_length,
             "latent": latent,
             "settings": asdict(settings),
-            "sampling": {**generator.cost.to_dict(), "answers_each": answers, "max_new_tokens": max_new_tokens},
+            "sampling": sampling,
             "figures": figures,
             "log": log,
             "digest": _digest(weights),
         }
+        if settings.unfreeze:
+            facts |= save_llm(llm, backbone, target)
         save_file(weights, target / WEIGHTS)
         (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return cls(clap, generator, coordinates, facts, target)
@@ -136,12 +157,11 @@ class PersonalLLM:
         try:
             facts = json.loads((target / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(target / WEIGHTS)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
-        llm, backbone = load_base(facts)
+        llm, backbone = load_llm(facts, target)
         clap = Clap(llm, backbone, facts["latent"])
-        own = {name: value for name, value in weights.items() if not name.startswith("coordinates.")}
-        clap.load_state_dict(own, strict=False)
+        load_weights(clap, weights, target / WEIGHTS)
         coordinates = Coordinates(weights["coordinates.center"], weights["coordinates.axes"])
         generator = Generator(llm, backbone, clap.adapter)
         return cls(clap, generator, coordinates, facts, target)

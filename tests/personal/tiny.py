@@ -1,12 +1,17 @@
-"""Two tiny LLMs: rotary positions with grouped queries, and learned positions; float32, random weights."""
+"""Two tiny LLMs: rotary positions with grouped queries, and learned positions; float32, random weights. And CLaP."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
+from penchant.backbone import load_whole
 from penchant.chat import Tokens
+from penchant.personal.clap import Clap
+from tests.tiny_llm import tiny_tokenizer
 
 VOCABULARY = 60
 KINDS = ("llama", "gpt2")
@@ -42,3 +47,30 @@ def ids(length: int, seed: int = 0) -> torch.Tensor:
 def sequence(prompt: int, response: int, seed: int = 0) -> Tokens:
     whole = ids(prompt + response, seed).numpy().astype(np.int32)
     return Tokens(whole[:prompt], whole[prompt:], cut=0)
+
+
+ANSWERS = ["aaaa aaaa", "bbbb bbbb", "cccc", "dd dd dd d"]
+
+
+def prompts(n: int) -> list[str]:
+    return [f"Say {i}" for i in range(n)]
+
+
+def save_tiny_gpt2(folder: Path) -> Path:
+    """A GPT-2 that drops out a tenth of everything while it is in training mode, with the tiny tokenizer."""
+    tokenizer = tiny_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=4, n_positions=128, initializer_range=0.3, **ends
+    )
+    assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0.1
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_clap(llm: Path, latent: int = 8, dtype: str = "float32") -> Clap:
+    torch.manual_seed(0)
+    return Clap(*load_whole(str(llm), dtype=dtype), latent)
