@@ -81,23 +81,25 @@ class LatentShift(nn.Module):
 
     def __init__(self, llm: transformers.PreTrainedModel, latent: int = LATENT) -> None:
         super().__init__()
-        self._layers = list(decoder_layers(llm))  # in a list: not among this module's own weights
-        n = int(llm.config.get_text_config().hidden_size)
-        self.axes = nn.Parameter(torch.zeros(len(self._layers), latent, n))
-
-    @property
-    def middle(self) -> int:
-        """The layer, from 1, behind which z means something from the start."""
-        return max(1, len(self._layers) // 2)
+        self._llm = [llm]  # in a list, so that it is not among this module's own weights
+        n, depth = int(llm.config.get_text_config().hidden_size), len(decoder_layers(llm))
+        self.axes = nn.Parameter(torch.zeros(depth, latent, n))
 
     def begin(self, axes: Tensor) -> None:
         """A = axes [latent, n] behind the middle layer."""
         with torch.no_grad():
-            self.axes[self.middle - 1].copy_(axes)
+            self.axes[middle_layer(self._llm[0]) - 1].copy_(axes)
 
     def forward(self, z: Tensor) -> Steering:
         """Of b rows, differentiable by z."""
-        return Steering(layers=self._layers, shifts=torch.einsum("bk,lkn->lbn", z.float(), self.axes))
+        return Steering(
+            layers=list(decoder_layers(self._llm[0])), shifts=torch.einsum("bk,lkn->lbn", z.float(), self.axes)
+        )
+
+
+def middle_layer(llm: transformers.PreTrainedModel) -> int:
+    """The layer, from 1, behind which z means something from the start."""
+    return max(1, len(decoder_layers(llm)) // 2)
 
 
 def every_layer_sees(llm: transformers.PreTrainedModel, vectors: Tensor) -> transformers.DynamicCache:

@@ -22,7 +22,7 @@ DRAWS = 16
 
 
 class ClapTerms(NamedTuple):
-    """The parts of the loss for N responses to one prompt, in nats, each a number."""
+    """The parts of the loss, in nats: each a number, the mean over prompts."""
 
     reconstruction: Tensor
     """-log p(y | x, z) of a response, its tokens summed."""
@@ -102,32 +102,38 @@ class Clap(nn.Module):
 
     def forward(
         self,
-        items: Sequence[Tokens],
+        groups: Sequence[Sequence[Tokens]],
         noise: Tensor,
         others: Tensor | None = None,
         *,
         skip: bool = False,
         standard_kl: bool = False,
     ) -> ClapTerms:
-        """The loss of N responses to one prompt.
+        """The loss of some prompts with the responses to each, R in all.
 
         Args:
-            items: the prompt with each of its responses.
-            noise: standard normal [M, N, latent]; the first of M makes the z that reconstructs.
-            others: int [N, c]: for each response the responses whose z it is told apart from; None leaves the
-                contrastive term out. The LLM reads c more copies of every response for it.
+            groups: each prompt with each of its responses.
+            noise: standard normal [M, R, latent]; the first of M makes the z that reconstructs.
+            others: int [R, c]: for each response those to the same prompt whose z it is told apart from; None leaves
+                the contrastive term out. The LLM reads c more copies of every response for it.
             skip: with the gradient-only skip (the paper's first stage).
             standard_kl: the usual KL in place of DG-KLD.
         """
+        items, sizes = [item for group in groups for item in group], [len(group) for group in groups]
         q = self.read(items)
         z = q.draw(noise[0])
-        own = self.log_probs(items, z, skip)
-        kl = kld(q) if standard_kl else dg_kld(q, noise)
-        term, accuracy = own.new_zeros(()), own.new_full((), torch.nan)
+        rows = torch.arange(len(items), device=z.device)[:, None]
         if others is not None:
-            repeated = [item for item in items for _ in range(others.shape[1])]
-            against = self.log_probs(repeated, z[others.flatten()], skip).view(others.shape)
-            table = torch.cat([own[:, None], against], 1)
-            term, accuracy = contrastive(table), contrastive_accuracy(table.detach())
+            rows = torch.cat([rows, others], 1)
+        repeated = [item for item in items for _ in range(rows.shape[1])]
+        table = self.log_probs(repeated, z[rows.flatten()], skip).view(rows.shape)  # column 0: under its own z
+        parts = zip(*(part.split(sizes, -2) for part in (*q, noise)), strict=True)
+        each = [kld(Gaussian(*of)) if standard_kl else dg_kld(Gaussian(*of), e) for *of, e in parts]
+        own = [part[:, 0] for part in table.split(sizes)]
+        term, accuracy = table.new_zeros(()), table.new_full((), torch.nan)
+        if others is not None:
+            term = torch.stack([contrastive(part) for part in table.split(sizes)]).mean()
+            accuracy = contrastive_accuracy(table.detach())
         tokens = sum(len(item.response) for item in items) / len(items)
-        return ClapTerms(-own.mean(), kl, term, accuracy, tokens)
+        reconstruction = -torch.stack([part.mean() for part in own]).mean()
+        return ClapTerms(reconstruction, torch.stack(each).mean(), term, accuracy, tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,33 @@ from tqdm.auto import tqdm
 
 from penchant.checkpoint import load_run, read_facts, save_run
 from penchant.errors import InputError
+from penchant.personal.adapter import LatentShift
 from penchant.personal.clap import DRAWS, Clap, ClapTerms
 from penchant.personal.groups import Group
+from penchant.personal.start import Start
 
-CHECKPOINT = "training.safetensors"
+BEGIN_RATE = 5e-4
+"""Learning rate of the encoder while it learns z of the start."""
+TOKENS_AT_ONCE = 2048
+"""Response tokens that are trained on at once, copies included; bounds memory."""
 
 
 @dataclass(frozen=True)
 class ClapSettings:
-    """How CLaP is trained."""
+    """How CLaP is trained; `published` is the paper's way."""
 
+    begin_epochs: int = 4
+    """Passes over the responses in which the encoder learns z of `Start`; 0 starts as the paper does."""
     epochs: int = 1
-    prompts: int = 8
+    prompts: int = 4
     """Prompts a step."""
     learning_rate: float = 1e-3
     """Of AdamW; it rises over the first twentieth of the steps and falls to 0 by cosine."""
-    first_stage: float = 0.5
+    encoder_rate: float = 3e-4
+    """The encoder's own."""
+    first_stage: float = 0.0
     """Share of the steps with the gradient-only skip and without the contrastive term."""
-    others: int = 3
+    others: int = 0
     """Responses that each is told apart from in the second stage; 0 leaves the contrastive term out."""
     unfreeze: bool = False
     """Whether the LLM's layers are trained too in the second stage (the paper's main variant). Its input embeddings, by
@@ -49,7 +58,9 @@ class ClapSettings:
         for name in ("epochs", "prompts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("learning_rate", "llm_learning_rate", "clip"):
+        if self.begin_epochs < 0:
+            raise InputError(f"begin_epochs is {self.begin_epochs}; give 0 or more.")
+        for name in ("learning_rate", "encoder_rate", "llm_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a finite number above 0.")
         if not 0 <= self.first_stage <= 1:
@@ -58,6 +69,12 @@ class ClapSettings:
             raise InputError("unfreeze is for the second stage, and first_stage is 1; give a smaller share.")
         if self.others < 0:
             raise InputError(f"others is {self.others}; give 0 or more.")
+
+    @classmethod
+    def published(cls, **others: Any) -> ClapSettings:
+        """z from nothing, by two stages, the second with the contrastive term."""
+        own = {"begin_epochs": 0, "first_stage": 0.5, "others": 3, "encoder_rate": 1e-3, "prompts": 8}
+        return cls(**{**own, **others})
 
     def check_llm(self, dtype: torch.dtype) -> None:
         """InputError for an LLM that is to be trained in a type in which its small steps are rounded away."""
@@ -72,110 +89,87 @@ def train_clap(
     groups: Sequence[Group],
     settings: ClapSettings,
     folder: str | Path | None = None,
+    start: Start | None = None,
     *,
     save_seconds: float = 60.0,
     show_progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train the encoder, the adapter and the skip, and the LLM's layers if asked to. Returns a row of figures a step.
 
+    With a `start` the adapter begins at its axes, if it is a shift, and the encoder learns its z first.
+
     A run that was killed goes on from the checkpoint in `folder` and ends with the very weights of one that was not.
     InputError if that checkpoint is of other settings or texts, or the LLM is to be trained and is not float32.
     """
-    run = Trainer(clap, groups, settings)
-    path = Path(folder) / CHECKPOINT if folder is not None else None
-    if path is not None and path.is_file():
-        run.resume(path)
-    saved, done = time.monotonic(), len(run.log)
-    with tqdm(total=run.steps, initial=done, unit="step", desc="CLaP", disable=not show_progress, leave=False) as bar:
-        while len(run.log) < run.steps:
-            last = run.step()
-            bar.set_postfix_str(f"{last['nats_per_token']:.3f} nats a token, KL {last['kl']:.2f}")
-            bar.update()
-            if path is not None and (len(run.log) == run.steps or time.monotonic() - saved > save_seconds):
-                run.save(path)
-                saved = time.monotonic()
-    run.release()
-    return run.log
+    runs: list[Run] = []
+    if start is not None:
+        if isinstance(clap.adapter, LatentShift):
+            clap.adapter.begin(start.axes)
+        runs.append(Beginning(clap, groups, settings, start.targets))
+    runs.append(Training(clap, groups, settings))
+    for run in runs:
+        path = Path(folder) / run.file if folder is not None else None
+        if path is not None and path.is_file():
+            run.resume(path)
+        saved, done = time.monotonic(), len(run.log)
+        with tqdm(
+            total=run.steps, initial=done, unit="step", desc=run.name, disable=not show_progress, leave=False
+        ) as bar:
+            while len(run.log) < run.steps:
+                bar.set_postfix_str(run.step())
+                bar.update()
+                if path is not None and (len(run.log) == run.steps or time.monotonic() - saved > save_seconds):
+                    run.save(path)
+                    saved = time.monotonic()
+        run.release()
+    return runs[-1].log
 
 
-class Trainer:
-    """One run; `train_clap` drives it. Nothing drops out: encoder and LLM run as they do when they are used.
+class Run:
+    """Steps on a few prompts each; `train_clap` drives it. Nothing drops out: all run as they do when they are used.
 
     Attributes: `steps` of the whole run; `log`, a row for each step done; `adam`; `kept`, the modules whose weights a
-    checkpoint must hold.
+    checkpoint must hold; `name` and `file`, of the bar and of the checkpoint.
     """
 
-    def __init__(self, clap: Clap, groups: Sequence[Group], settings: ClapSettings) -> None:
-        settings.check_llm(clap.backbone.dtype)
+    name: str
+    file: str
+
+    def __init__(
+        self, clap: Clap, groups: Sequence[Group], settings: ClapSettings, epochs: int, parts: list[dict[str, Any]]
+    ) -> None:
         self.clap, self.groups, self.settings = clap.eval(), groups, settings
-        self.steps = settings.epochs * math.ceil(len(groups) / settings.prompts)
+        self.per_epoch = math.ceil(len(groups) / settings.prompts)
+        self.steps = epochs * self.per_epoch
         self.log: list[dict[str, float]] = []
-        self.layers = clap.backbone.layers  # the LLM's own
-        own = [p for p in clap.parameters() if p.requires_grad]
-        parts: list[dict[str, Any]] = [{"params": own, "peak": settings.learning_rate}]
         self.kept = nn.ModuleDict({"clap": clap})
-        if settings.unfreeze:
-            parts.append({"params": list(self.layers.parameters()), "peak": settings.llm_learning_rate})
-            self.kept["llm"] = self.layers
         self.adam = torch.optim.AdamW(parts, weight_decay=0.01)
 
-    def step(self) -> dict[str, float]:
-        """One step on the next prompts; all that is random in it follows from the seed and its number."""
-        number = len(self.log)
-        first = number / self.steps < self.settings.first_stage
-        random = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + 17) * 1_000_003 + number)
-        self.layers.requires_grad_(self.settings.unfreeze and not first)
-        self.adam.zero_grad()
-        rows: list[dict[str, float]] = []
-        batch = self._batch(number)
-        for items in batch:
-            terms = self._terms(items, first, random)
-            (terms.loss / len(batch)).backward()
-            rows.append(
-                {
-                    "loss": float(terms.loss.detach()),
-                    "nats_per_token": float(terms.reconstruction.detach()) / terms.tokens,
-                    "kl": float(terms.kl.detach()),
-                    "contrastive": float(terms.contrastive.detach()),
-                }
-            )
-        for part in self.adam.param_groups:
-            part["lr"] = part["peak"] * self._rate(number)
-        trained = [
-            p for part in self.adam.param_groups for p in part["params"]
-        ]  # those without a gradient do not count
-        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip)
-        self.adam.step()
-        self.log.append(
-            {**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}, "gradient": float(norm)}
-        )
-        return self.log[-1]
+    def step(self) -> str:
+        """One step on the next prompts, and what to say of it; all that is random follows from seed and number."""
+        raise NotImplementedError
 
-    def _batch(self, number: int) -> list[Group]:
-        """The prompts of a step."""
-        epoch, place = divmod(number, self.steps // self.settings.epochs)
+    def _batch(self) -> list[int]:
+        """The numbers of a step's prompts."""
+        epoch, place = divmod(len(self.log), self.per_epoch)
         seed, size = self.settings.seed * 1_000_003 + epoch, self.settings.prompts
         order = torch.randperm(len(self.groups), generator=torch.Generator().manual_seed(seed))
-        return [self.groups[i] for i in order[place * size : (place + 1) * size].tolist()]
+        return order[place * size : (place + 1) * size].tolist()
 
-    def _terms(self, items: Group, first: bool, random: torch.Generator) -> ClapTerms:
-        """The loss of one prompt's responses, in the first stage or in the second."""
-        n, device = len(items), self.clap.backbone.device
-        noise = torch.randn(DRAWS, n, self.clap.latent, generator=random).to(device)
-        others = None
-        if self.settings.others and not first:
-            others = _others(n, min(self.settings.others, n - 1), random).to(device)
-        found: ClapTerms = self.clap(items, noise, others, skip=first, standard_kl=self.settings.standard_kl)
-        return found
-
-    def _rate(self, number: int) -> float:
-        """Of the learning rates, the share that a step has."""
+    def _descend(self, row: dict[str, float]) -> None:
+        """Take the step that the gradients say, and log it."""
+        number = len(self.log)
         rise = min(1.0, (number + 1) / max(1.0, self.steps / 20))
-        return rise * 0.5 * (1 + math.cos(math.pi * number / self.steps))
+        for part in self.adam.param_groups:
+            part["lr"] = part["peak"] * rise * 0.5 * (1 + math.cos(math.pi * number / self.steps))
+        trained = [p for part in self.adam.param_groups for p in part["params"]]  # those without gradients do not count
+        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip)
+        self.adam.step()
+        self.adam.zero_grad()
+        self.log.append({**row, "gradient": float(norm)})
 
     def release(self) -> None:
-        """Freeze the LLM again and let go of all gradients."""
-        self.layers.requires_grad_(False)
+        """Let go of what only training needs."""
         self.adam.zero_grad()
 
     def save(self, path: Path) -> None:
@@ -190,7 +184,94 @@ class Trainer:
         texts = hashlib.blake2b(b"".join(item.key for group in self.groups for item in group), digest_size=16)
         backbone = self.clap.backbone
         llm = {"llm": backbone.revision, "dtype": str(backbone.dtype).removeprefix("torch.")}
-        return {**asdict(self.settings), **llm, "texts": texts.hexdigest(), "latent": self.clap.latent}
+        of_z = {"latent": self.clap.latent, "adapter": type(self.clap.adapter).__name__}
+        return {**asdict(self.settings), **llm, "texts": texts.hexdigest(), **of_z}
+
+
+class Beginning(Run):
+    """The encoder learns z of `Start`: L = -log q(z | x, y), without a pass of the LLM."""
+
+    name, file = "read z", "beginning.safetensors"
+
+    def __init__(self, clap: Clap, groups: Sequence[Group], settings: ClapSettings, targets: Sequence[Tensor]) -> None:
+        own = [p for p in clap.posterior.parameters() if p.requires_grad]
+        super().__init__(clap, groups, settings, settings.begin_epochs, [{"params": own, "peak": BEGIN_RATE}])
+        self.targets = targets
+
+    def step(self) -> str:
+        batch = self._batch()
+        z = torch.cat([self.targets[i] for i in batch]).to(self.clap.backbone.device)
+        loss = -self.clap.read([item for i in batch for item in self.groups[i]]).log_prob(z).mean()
+        loss.backward()
+        self._descend({"loss": float(loss.detach())})
+        return f"{float(loss.detach()):.2f} nats"
+
+
+class Training(Run):
+    """CLaP's two stages."""
+
+    name, file = "CLaP", "training.safetensors"
+
+    def __init__(self, clap: Clap, groups: Sequence[Group], settings: ClapSettings) -> None:
+        settings.check_llm(clap.backbone.dtype)
+        reader = [p for p in clap.posterior.parameters() if p.requires_grad]
+        rest = [p for part in (clap.adapter, clap.skip) for p in part.parameters()]
+        parts: list[dict[str, Any]] = [
+            {"params": rest, "peak": settings.learning_rate},
+            {"params": reader, "peak": settings.encoder_rate},
+        ]
+        self.layers = clap.backbone.layers  # the LLM's own
+        if settings.unfreeze:
+            parts.append({"params": list(self.layers.parameters()), "peak": settings.llm_learning_rate})
+        super().__init__(clap, groups, settings, settings.epochs, parts)
+        if settings.unfreeze:
+            self.kept["llm"] = self.layers
+
+    def step(self) -> str:
+        number, settings = len(self.log), self.settings
+        first = number / self.steps < settings.first_stage
+        self.layers.requires_grad_(settings.unfreeze and not first)
+        random = torch.Generator().manual_seed((settings.seed * 1_000_003 + 17) * 1_000_003 + number)
+        batch = [self.groups[i] for i in self._batch()]
+        row = dict.fromkeys(("loss", "nats_per_token", "kl", "contrastive"), 0.0)
+        for groups in self._at_once(batch, 1 if first else 1 + settings.others):
+            terms, share = self._terms(groups, first, random), len(groups) / len(batch)
+            (share * terms.loss).backward()
+            tokens = float(terms.reconstruction.detach()) / terms.tokens
+            figures = (float(terms.loss.detach()), tokens, float(terms.kl.detach()), float(terms.contrastive.detach()))
+            row = {name: row[name] + share * value for name, value in zip(row, figures, strict=True)}
+        self._descend(row)
+        return f"{row['nats_per_token']:.3f} nats a token, KL {row['kl']:.2f}"
+
+    def _at_once(self, batch: Sequence[Group], copies: int) -> Iterator[list[Group]]:
+        """Prompts that run together: as many as TOKENS_AT_ONCE response tokens hold, at least one."""
+        part: list[Group] = []
+        held = 0
+        for group in batch:
+            tokens = copies * sum(len(item.response) for item in group)
+            if part and held + tokens > TOKENS_AT_ONCE:
+                yield part
+                part, held = [], 0
+            part.append(group)
+            held += tokens
+        yield part
+
+    def _terms(self, groups: Sequence[Group], first: bool, random: torch.Generator) -> ClapTerms:
+        """The loss of some prompts' responses, in the first stage or in the second."""
+        sizes, device = [len(group) for group in groups], self.clap.backbone.device
+        noise = torch.randn(DRAWS, sum(sizes), self.clap.latent, generator=random).to(device)
+        others = None
+        if self.settings.others and not first:
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            few = min(self.settings.others, min(sizes) - 1)
+            drawn = [start + _others(n, few, random) for start, n in zip(starts, sizes, strict=True)]
+            others = torch.cat(drawn).to(device)
+        found: ClapTerms = self.clap(groups, noise, others, skip=first, standard_kl=self.settings.standard_kl)
+        return found
+
+    def release(self) -> None:
+        self.layers.requires_grad_(False)
+        super().release()
 
 
 def _others(n: int, count: int, random: torch.Generator) -> Tensor:

@@ -21,7 +21,8 @@ from penchant.backbone import DEFAULT, load_whole
 from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.generation import Generator
-from penchant.personal.clap import Clap
+from penchant.personal.adapter import middle_layer
+from penchant.personal.clap import AdapterKind, Clap
 from penchant.personal.clap_figures import evaluate_clap, plain_log_probs
 from penchant.personal.clap_training import ClapSettings, train_clap
 from penchant.personal.encoder import LATENT
@@ -36,6 +37,7 @@ from penchant.personal.fitting import (
 )
 from penchant.personal.groups import Group, check_responses, groups_of
 from penchant.personal.saving import load_llm, load_weights, save_llm
+from penchant.personal.start import principal_start
 from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
 from penchant.policy.people import people_of
@@ -80,10 +82,12 @@ class PersonalLLM:
         dtype: str = "auto",
         max_length: int = 2048,
         latent: int = LATENT,
+        adapter: AdapterKind = "shift",
         answers: int = 8,
         max_new_tokens: int = 48,
         temperature: float = 1.0,
         settings: ClapSettings | None = None,
+        cache: str | Path | None = None,
         seed: int = 0,
         show_progress: bool = True,
     ) -> PersonalLLM:
@@ -94,6 +98,8 @@ class PersonalLLM:
         Args:
             responses: two or more different texts for each prompt; None samples `answers` texts for each from the LLM.
             dtype: as in `Backbone.load`; "auto" is float32 where the LLM is trained.
+            adapter: what z does to the LLM, "shift" or "positions" (the paper's).
+            cache: folder of the latents' cache, for the start (`settings.begin_epochs`).
 
         Raises InputError for fewer than two prompts, responses that do not fit them, or where no prompt gets two
         different answers.
@@ -108,7 +114,7 @@ class PersonalLLM:
         llm, backbone = load_whole(model, dtype, None, max_length)
         settings.check_llm(backbone.dtype)
         torch.manual_seed(seed)
-        clap = Clap(llm, backbone, latent)
+        clap = Clap(llm, backbone, latent, adapter)
         generator = Generator(llm, backbone, clap.adapter)
         target.mkdir(parents=True, exist_ok=True)
         texts, sampling = responses, None
@@ -127,7 +133,8 @@ class PersonalLLM:
         groups = groups_of(clap, prompts, texts, sampled=responses is None)
         train, held_out = _split(groups, seed)
         plain = plain_log_probs(clap, held_out)
-        log = train_clap(clap, train, settings, target, show_progress=show_progress)
+        start = principal_start(clap, train, middle_layer(llm), cache) if settings.begin_epochs else None
+        log = train_clap(clap, train, settings, target, start, show_progress=show_progress)
         figures = evaluate_clap(clap, held_out, plain=plain)
         coordinates = Coordinates.of(prompt_features(clap, [group[0] for group in groups]))
         weights = _weights(clap, coordinates)
@@ -138,6 +145,7 @@ class PersonalLLM:
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "max_length": max_length,
             "latent": latent,
+            "adapter": adapter,
             "settings": asdict(settings),
             "sampling": sampling,
             "figures": figures,
@@ -160,7 +168,7 @@ class PersonalLLM:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
         llm, backbone = load_llm(facts, target)
-        clap = Clap(llm, backbone, facts["latent"])
+        clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
         load_weights(clap, weights, target / WEIGHTS)
         coordinates = Coordinates(weights["coordinates.center"], weights["coordinates.axes"])
         generator = Generator(llm, backbone, clap.adapter)
