@@ -50,19 +50,24 @@ def read_on(
     own = owner.to(device)
     before: Any = prefix.cache.layers
     ahead: Any = front.layers if front is not None else []
+    lengths, sizes = prefix.lengths[owner.cpu()], torch.tensor([len(text) for text in texts])
+    seen = torch.arange(prefix.cache.get_seq_length()) < lengths[:, None]
+    if front is not None:
+        seen = torch.cat([seen.new_ones(len(texts), front.get_seq_length()), seen], 1)
+    # Padding first, then what is seen: a sliding window counts places, and must not count padding.
+    seen, order = seen.int().sort(stable=True, dim=1)
+    row, order = torch.arange(len(texts), device=device)[:, None], order.to(device)
     cache = transformers.DynamicCache()
     for number in range(max(len(before), len(ahead))):
         parts = [(layer.keys, layer.values) for layer in ahead[number : number + 1]]
         parts += [(layer.keys[own], layer.values[own]) for layer in before[number : number + 1]]
-        keys, values = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        keys, values = (torch.cat(part, 2)[row, :, order].transpose(1, 2) for part in zip(*parts, strict=True))
         cache.update(keys, values, number)
-    lengths, sizes = prefix.lengths[owner.cpu()], torch.tensor([len(text) for text in texts])
-    seen = [torch.ones(len(texts), front.get_seq_length() if front is not None else 0, dtype=torch.bool)]
-    seen += [torch.arange(prefix.cache.get_seq_length()) < lengths[:, None], torch.arange(t) < sizes[:, None]]
+    mask = torch.cat([seen, torch.arange(t) < sizes[:, None]], 1)
     places = prefix.start + lengths[:, None] + torch.arange(t)
     states: Tensor = run(
         inputs_embeds=embedded,
-        attention_mask=torch.cat(seen, 1).long().to(device),
+        attention_mask=mask.long().to(device),
         position_ids=places.to(device),
         past_key_values=cache,
         use_cache=True,
