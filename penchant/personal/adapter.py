@@ -3,7 +3,7 @@ of its layers' states (ours)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,8 @@ class LatentPositions(nn.Module):
 class LatentShift(nn.Module):
     """z [b, latent] -> a vector z A_l that is added to the residual stream behind each of the LLM's layers.
 
-    All A_l [latent, n] start at zero, and the LLM is then the LLM. `begin` sets that of the middle layer to directions
-    which mean something there, and training goes on from there, at all layers.
+    All A_l [latent, n] start at zero, and the LLM is then the LLM. `begin` sets those of a few layers to directions
+    which mean something there, and training goes on from there, at these layers or, without it, at all.
 
     Args:
         llm: causal transformers model. latent: size of z.
@@ -85,21 +85,17 @@ class LatentShift(nn.Module):
         n, depth = int(llm.config.get_text_config().hidden_size), len(decoder_layers(llm))
         self.axes = nn.Parameter(torch.zeros(depth, latent, n))
 
-    def begin(self, axes: Tensor) -> None:
-        """A = axes [latent, n] behind the middle layer."""
+    def begin(self, axes: Mapping[int, Tensor]) -> None:
+        """A_l = axes[l] [latent, n] behind these layers, numbered from 1."""
         with torch.no_grad():
-            self.axes[middle_layer(self._llm[0]) - 1].copy_(axes)
+            for layer, own in axes.items():
+                self.axes[layer - 1].copy_(own)
 
     def forward(self, z: Tensor) -> Steering:
         """Of b rows, differentiable by z."""
         return Steering(
             layers=list(decoder_layers(self._llm[0])), shifts=torch.einsum("bk,lkn->lbn", z.float(), self.axes)
         )
-
-
-def middle_layer(llm: transformers.PreTrainedModel) -> int:
-    """The layer, from 1, behind which z means something from the start."""
-    return max(1, len(decoder_layers(llm)) // 2)
 
 
 def every_layer_sees(llm: transformers.PreTrainedModel, vectors: Tensor) -> transformers.DynamicCache:

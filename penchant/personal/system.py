@@ -21,7 +21,6 @@ from penchant.backbone import DEFAULT, load_whole
 from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.generation import Generator
-from penchant.personal.adapter import middle_layer
 from penchant.personal.clap import AdapterKind, Clap
 from penchant.personal.clap_figures import evaluate_clap, plain_log_probs
 from penchant.personal.clap_training import ClapSettings, train_clap
@@ -133,7 +132,7 @@ class PersonalLLM:
         groups = groups_of(clap, prompts, texts, sampled=responses is None)
         train, held_out = _split(groups, seed)
         plain = plain_log_probs(clap, held_out)
-        start = principal_start(clap, train, middle_layer(llm), cache) if settings.begin_epochs else None
+        start = principal_start(clap, train, cache) if settings.begin_epochs else None
         log = train_clap(clap, train, settings, target, start, show_progress=show_progress)
         figures = evaluate_clap(clap, held_out, plain=plain)
         coordinates = Coordinates.of(prompt_features(clap, [group[0] for group in groups]))
