@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +25,6 @@ from common import data_file
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from penchant.backbone import load_whole
 from penchant.generation import Generator
 from penchant.personal.adapter import last_states
 from penchant.policy.log_probs import Vocabulary
@@ -39,8 +36,9 @@ POOL, ANSWERS, TOKENS = 400, 12, 24
 """Prompts, answers to each that the LLM gives, and tokens of an answer."""
 WORDS = 8
 """Words of a snippet that a prompt has."""
-VALID, TEST = 32, 96
-"""Prompts of the pool that settings were chosen by (at seed 0 alone), and that methods are judged on, at each seed."""
+VALID, TEST, TRAIN = 32, 96, 192
+"""Prompts that settings were chosen by, that methods are judged on (the same at each seed), and of the rest those that
+a seed draws for training."""
 SAMPLED = 4
 """Answers to each test prompt."""
 TASTES = {"positive": lambda s: s, "negative": lambda s: -s, "neutral": lambda s: -abs(s)}
@@ -90,9 +88,9 @@ def pool(work: Path, count: int = POOL, generator: Generator | None = None) -> T
 
 
 def split(task: Task, seed: int, quick: bool = False) -> Split:
-    valid, test = (8, 16) if quick else (VALID, TEST)
-    order = np.random.default_rng([1, seed]).permutation(len(task.prompts)).tolist()
-    rows = order[valid + test :]
+    valid, test, train = (4, 12, 24) if quick else (VALID, TEST, TRAIN)
+    order = np.random.default_rng(1).permutation(len(task.prompts)).tolist()
+    rows = np.random.default_rng([2, seed]).permutation(order[valid + test :])[:train].tolist()
     return Split(
         Task([task.prompts[i] for i in rows], [task.answers[i] for i in rows]),
         [task.prompts[i] for i in order[:valid]],
@@ -124,8 +122,8 @@ def wins(scores: Array, others: Array) -> Array:
 
 
 @torch.no_grad()
-def nats(model: Any, backbone: Any, asked: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[float, int]:
-    """Negative log-likelihood of all answers under the LLM as it is, and their tokens."""
+def perplexity(model: Any, backbone: Any, asked: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """Of all answers under the LLM as it is."""
     said = [(prompt, text) for prompt, texts in zip(asked, answers, strict=True) for text in texts if text.strip()]
     items = backbone.chat.encode(*map(list, zip(*said, strict=True)))
     backbone.config._attn_implementation = backbone.plain_attention
@@ -134,27 +132,7 @@ def nats(model: Any, backbone: Any, asked: Sequence[str], answers: Sequence[Sequ
         states, targets, _ = last_states(model, None, items[start : start + 64])
         total -= float(vocabulary.log_probs(states, targets).sum())
         count += len(targets)
-    return total, count
-
-
-def judged(answers: dict[str, list[list[str]]], asked: Sequence[str], base: list[list[list[str]]]) -> dict[str, Any]:
-    """What is kept of a method: win rates and scores by prompt, and perplexity, for each person.
-
-    `base` are two independent samples of the unadapted LLM: one to beat, one to say how its own answers do.
-    """
-    llm, backbone = load_whole(MODEL, "auto", None, 512)
-    found: dict[str, Any] = {}
-    for person, texts in answers.items():
-        scores = scored(person, texts)
-        total, count = nats(llm, backbone, asked, texts)
-        found[person] = {
-            "win": wins(scores, scored(person, base[0])).round(4).tolist(),
-            "score": scores.mean(1).round(4).tolist(),
-            "perplexity": math.exp(total / count),
-            "words": float(np.mean([len(text.split()) for each in texts for text in each])),
-            "examples": [each[0] for each in texts[:3]],
-        }
-    return found
+    return float(np.exp(total / count))
 
 
 def sample_args(seed: int) -> dict[str, Any]:
@@ -167,8 +145,3 @@ def sample_args(seed: int) -> dict[str, Any]:
         "seed": 1000 + seed,
         "show_progress": False,
     }
-
-
-def timed(work: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start

@@ -5,9 +5,9 @@ both know what z stands for before CLaP trains them. h_l is the mean state of a 
 over the responses to the same prompt. z are the leading principal coordinates, each of variance 1, behind the middle
 layer, and what a unit of z is behind any other is found by regression:
 
-    h_l(x, y) - mean_y' h_l(x, y') = z A_l + rest,    A_l = E[z' h_l].
+    h_l(x, y) = z B_l + rest,    B_l = E[z' h_l],    A_l = B_l / number of layers.
 
-Added to the states of a few layers, z A_l moves answers towards responses of that z with no training at all (activation
+Added to the states of three layers, z A_l moves answers towards responses of that z with no training at all (activation
 steering), and the encoder learns to tell z from its text alone, which takes no pass of the LLM.
 """
 
@@ -33,7 +33,7 @@ class Start(NamedTuple):
     """What z stands for."""
 
     axes: dict[int, Tensor]
-    """A_l [latent, n] by layer, from 1: what a unit of z is among its states."""
+    """A_l [latent, n] by layer, from 1."""
     targets: list[Tensor]
     """z of each group's responses [N, latent]."""
 
@@ -68,5 +68,5 @@ def principal_start(clap: Clap, groups: Sequence[Group], cache: str | Path | Non
         )
     signs = torch.sign(directions[:latent].sum(1, keepdim=True))
     z = middle @ (directions[:latent] * signs).T / (widths[:latent] / len(middle) ** 0.5)
-    axes = {layer: (z.T @ rows / len(z)).float() for layer, rows in states.items()}
+    axes = {layer: (z.T @ rows / len(z) / len(layers)).float() for layer, rows in states.items()}
     return Start(axes, list(z.float().split(sizes)))
