@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
+from penchant.errors import InputError
 from penchant.personal.adapter import LatentPositions, LatentShift, last_states
 from penchant.personal.clap_losses import contrastive, contrastive_accuracy, dg_kld, kld
 from penchant.personal.encoder import LATENT, Gaussian, LatentEncoder
 from penchant.policy.log_probs import Vocabulary
 
 AdapterKind = Literal["positions", "shift"]
+ADAPTERS: dict[str, type[LatentPositions] | type[LatentShift]] = {"positions": LatentPositions, "shift": LatentShift}
 DRAWS = 16
 """M, draws of each posterior for DG-KLD."""
 
 
 class ClapTerms(NamedTuple):
-    """The parts of the loss, in nats: each a number, the mean over prompts."""
+    """The parts of the loss, in nats: each a number, the mean over prompts of the mean over their responses."""
 
     reconstruction: Tensor
     """-log p(y | x, z) of a response, its tokens summed."""
@@ -49,7 +51,7 @@ class Clap(nn.Module):
             before.
         backbone: made from the same model.
         latent: size of z.
-        adapter: what z does to the LLM, "positions" (the paper's) or "shift" (ours).
+        adapter: what z does to the LLM, "positions" (the paper's) or "shift" (ours); InputError for another.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class Clap(nn.Module):
         llm.requires_grad_(False)
         self._llm, self.backbone = [llm.eval()], backbone
         self.posterior = LatentEncoder(llm, latent)
-        self.adapter: LatentPositions | LatentShift
-        self.adapter = LatentShift(llm, latent) if adapter == "shift" else LatentPositions(llm, latent)
+        if adapter not in ADAPTERS:
+            raise InputError(f"adapter is {adapter!r}; give one of {', '.join(ADAPTERS)}.")
+        self.adapter: LatentPositions | LatentShift = ADAPTERS[adapter](llm, latent)
         n = backbone.width
         self.skip = nn.Sequential(nn.Linear(latent, n), nn.GELU(), nn.Linear(n, n), nn.LayerNorm(n))
         self.vocabulary = Vocabulary.of(llm)
@@ -133,7 +136,7 @@ class Clap(nn.Module):
         term, accuracy = table.new_zeros(()), table.new_full((), torch.nan)
         if others is not None:
             term = torch.stack([contrastive(part) for part in table.split(sizes)]).mean()
-            accuracy = contrastive_accuracy(table.detach())
-        tokens = sum(len(item.response) for item in items) / len(items)
+            accuracy = torch.stack([contrastive_accuracy(part.detach()) for part in table.split(sizes)]).mean()
+        tokens = sum(sum(len(item.response) for item in group) / len(group) for group in groups) / len(groups)
         reconstruction = -torch.stack([part.mean() for part in own]).mean()
         return ClapTerms(reconstruction, torch.stack(each).mean(), term, accuracy, tokens)

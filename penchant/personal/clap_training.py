@@ -233,15 +233,16 @@ class Training(Run):
         self.layers.requires_grad_(settings.unfreeze and not first)
         random = torch.Generator().manual_seed((settings.seed * 1_000_003 + 17) * 1_000_003 + number)
         batch = [self.groups[i] for i in self._batch()]
-        row = dict.fromkeys(("loss", "nats_per_token", "kl", "contrastive"), 0.0)
-        for groups in self._at_once(batch, 1 if first else 1 + settings.others):
-            terms, share = self._terms(groups, first, random), len(groups) / len(batch)
+        few = 0 if first else min(settings.others, min(map(len, batch)) - 1)
+        row = dict.fromkeys(("loss", "nats", "tokens", "kl", "contrastive"), 0.0)
+        for groups in self._at_once(batch, 1 + few):
+            terms, share = self._terms(groups, few, first, random), len(groups) / len(batch)
             (share * terms.loss).backward()
-            tokens = float(terms.reconstruction.detach()) / terms.tokens
-            figures = (float(terms.loss.detach()), tokens, float(terms.kl.detach()), float(terms.contrastive.detach()))
-            row = {name: row[name] + share * value for name, value in zip(row, figures, strict=True)}
-        self._descend(row)
-        return f"{row['nats_per_token']:.3f} nats a token, KL {row['kl']:.2f}"
+            figures = torch.tensor([terms.loss, terms.reconstruction, terms.tokens, terms.kl, terms.contrastive])
+            row = {name: row[name] + share * part for name, part in zip(row, figures.tolist(), strict=True)}
+        nats = row.pop("nats") / row.pop("tokens")
+        self._descend({**row, "nats_per_token": nats})
+        return f"{nats:.3f} nats a token, KL {row['kl']:.2f}"
 
     def _at_once(self, batch: Sequence[Group], copies: int) -> Iterator[list[Group]]:
         """Prompts that run together: as many as TOKENS_AT_ONCE response tokens hold, at least one."""
@@ -256,17 +257,24 @@ class Training(Run):
             held += tokens
         yield part
 
-    def _terms(self, groups: Sequence[Group], first: bool, random: torch.Generator) -> ClapTerms:
-        """The loss of some prompts' responses, in the first stage or in the second."""
-        sizes, device = [len(group) for group in groups], self.clap.backbone.device
-        noise = torch.randn(DRAWS, sum(sizes), self.clap.latent, generator=random).to(device)
-        others = None
-        if self.settings.others and not first:
-            starts = [sum(sizes[:i]) for i in range(len(sizes))]
-            few = min(self.settings.others, min(sizes) - 1)
-            drawn = [start + _others(n, few, random) for start, n in zip(starts, sizes, strict=True)]
-            others = torch.cat(drawn).to(device)
-        found: ClapTerms = self.clap(groups, noise, others, skip=first, standard_kl=self.settings.standard_kl)
+    def _terms(self, groups: Sequence[Group], few: int, first: bool, random: torch.Generator) -> ClapTerms:
+        """The loss of some prompts' responses, each told apart from `few` others.
+
+        What is drawn for a prompt does not depend on which prompts run together.
+        """
+        noise, others, start = [], [], 0
+        for group in groups:
+            noise.append(torch.randn(DRAWS, len(group), self.clap.latent, generator=random))
+            others.append(start + _others(len(group), few, random))
+            start += len(group)
+        device = self.clap.backbone.device
+        found: ClapTerms = self.clap(
+            groups,
+            torch.cat(noise, 1).to(device),
+            torch.cat(others).to(device) if few else None,
+            skip=first,
+            standard_kl=self.settings.standard_kl,
+        )
         return found
 
     def release(self) -> None:

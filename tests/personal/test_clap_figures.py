@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from penchant.evaluate.accuracy import bootstrap_mean
-from penchant.personal.clap import Clap
+from penchant.personal.clap import AdapterKind, Clap
 from penchant.personal.clap_figures import evaluate_clap, plain_log_probs
 from penchant.personal.groups import Group, groups_of
-from tests.personal.tiny import ANSWERS, make_clap, prompts
+from tests.personal.tiny import ADAPTERS, ANSWERS, make_clap, opened, prompts
 from tests.tiny_llm import save_tiny_llm
 
 
@@ -21,16 +21,17 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llm(tmp_path_factory.mktemp("llm"))
 
 
-def opened(llm: Path) -> tuple[Clap, list[Group]]:
+def saying(llm: Path) -> tuple[Clap, list[Group]]:
     """A CLaP in which z tells something, at random."""
     clap = make_clap(llm)
-    torch.nn.init.normal_(clap.adapter.gates, 1.0, 0.1)
+    opened(clap.adapter)
     torch.nn.init.normal_(clap.posterior.head.weight, std=0.3)
     return clap, groups_of(clap, prompts(4), [ANSWERS, ANSWERS[:2], ANSWERS[1:], ANSWERS[2:]])
 
 
-def test_an_untrained_z_says_nothing(llm: Path) -> None:
-    clap = make_clap(llm)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_untrained_z_says_nothing(llm: Path, adapter: AdapterKind) -> None:
+    clap = make_clap(llm, adapter=adapter)
     figures = evaluate_clap(clap, groups_of(clap, prompts(3), [ANSWERS] * 3))
     assert figures["active_units"] == 0
     assert figures["contrastive_accuracy"] == 0  # all z are equal, and a tie is no success
@@ -40,7 +41,7 @@ def test_an_untrained_z_says_nothing(llm: Path) -> None:
 
 @torch.no_grad()
 def test_the_gain_is_that_of_whole_responses_and_its_interval_one_over_prompts(llm: Path) -> None:
-    clap, groups = opened(llm)
+    clap, groups = saying(llm)
     figures = evaluate_clap(clap, groups)
     each = [clap.log_probs(items, clap.read(items).mean) - clap.log_probs(items, None) for items in groups]
     gains = torch.cat(each).double().numpy()
@@ -56,7 +57,7 @@ def test_the_gain_is_that_of_whole_responses_and_its_interval_one_over_prompts(l
 
 
 def test_the_plain_llm_may_be_one_from_before(llm: Path) -> None:
-    clap, groups = opened(llm)
+    clap, groups = saying(llm)
     now = evaluate_clap(clap, groups)
     before = plain_log_probs(clap, groups)
     assert evaluate_clap(clap, groups, plain=before) == now
