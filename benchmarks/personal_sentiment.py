@@ -75,7 +75,7 @@ def prompts(count: int = POOL) -> list[str]:
 def pool(work: Path, count: int = POOL, generator: Generator | None = None) -> Task:
     """The prompts with the LLM's own answers; goes on where a killed run was."""
     asked = prompts(count)
-    generator = generator or Generator.load(MODEL, max_length=512)
+    generator = generator or Generator.load(MODEL)
     texts = generator.sample(
         asked,
         answers=ANSWERS,

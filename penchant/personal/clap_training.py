@@ -33,7 +33,9 @@ class ClapSettings:
 
     begin_epochs: int = 4
     """Passes over the responses in which the encoder learns z of `Start`; 0 starts as the paper does."""
-    epochs: int = 1
+    epochs: int = 0
+    """Passes of CLaP's own training behind that. It makes responses likelier under their z, and z less of a handle:
+    where the start is good, none serves people better."""
     prompts: int = 4
     """Prompts a step."""
     learning_rate: float = 1e-3
@@ -55,11 +57,11 @@ class ClapSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "prompts"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        if self.begin_epochs < 0:
-            raise InputError(f"begin_epochs is {self.begin_epochs}; give 0 or more.")
+        for name, least in (("prompts", 1), ("begin_epochs", 0), ("epochs", 0), ("others", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; give {least} or more.")
+        if not self.begin_epochs + self.epochs:
+            raise InputError("epochs and begin_epochs are both 0; give 1 or more of one of them.")
         for name in ("learning_rate", "encoder_rate", "llm_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a finite number above 0.")
@@ -67,13 +69,11 @@ class ClapSettings:
             raise InputError(f"first_stage is {self.first_stage}; give a share from 0 to 1.")
         if self.unfreeze and self.first_stage == 1:
             raise InputError("unfreeze is for the second stage, and first_stage is 1; give a smaller share.")
-        if self.others < 0:
-            raise InputError(f"others is {self.others}; give 0 or more.")
 
     @classmethod
     def published(cls, **others: Any) -> ClapSettings:
         """z from nothing, by two stages, the second with the contrastive term."""
-        own = {"begin_epochs": 0, "first_stage": 0.5, "others": 3, "encoder_rate": 1e-3, "prompts": 8}
+        own = {"begin_epochs": 0, "epochs": 1, "first_stage": 0.5, "others": 3, "encoder_rate": 1e-3, "prompts": 8}
         return cls(**{**own, **others})
 
     def check_llm(self, dtype: torch.dtype) -> None:

@@ -27,15 +27,16 @@ from penchant.workers import one_a_core
 
 PAIRS_AT_ONCE = 1024
 """Pairs whose candidates are compared at once on each core: 18 MB at most."""
+FIRST_STEP = 0.1
+"""How far the first step goes, before anything is known of the loss's curvature."""
 
 
 @dataclass(frozen=True)
 class LatentDPOSettings:
     """How a person is fitted."""
 
-    steps: int = 100
-    """Of Adam, each on all pairs of a person."""
-    learning_rate: float = 0.03
+    steps: int = 15
+    """Down the loss of all pairs of a person."""
     beta: float = 0.1
     pull: float = 0.01
     """What holds a person where they start from, W_0, for each pair that was ever seen: a person's loss is
@@ -48,9 +49,8 @@ class LatentDPOSettings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}; give 1 or more.")
-        for name in ("learning_rate", "beta"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; give a finite number above 0.")
+        if not 0 < self.beta < float("inf"):
+            raise InputError(f"beta is {self.beta}; give a finite number above 0.")
         if not 0 <= self.pull < float("inf"):
             raise InputError(f"pull is {self.pull}; give a finite number, 0 or more.")
 
@@ -165,13 +165,27 @@ class Ready(NamedTuple):
 
 
 def descend(blocks: Sequence[Block], start: Tensor, pull: Tensor, settings: LatentDPOSettings) -> Tensor:
-    """Adam's way from `start` [p, r + 1, 2 latent] down the loss of p people."""
+    """From `start` [p, r + 1, 2 latent] down the loss of p people, each by steps of their own: -a dL/dW,
+
+        a = dW . dg / dg . dg   (Barzilai and Borwein, of the last change of the weights and of the slope),
+
+    as the loss is close to a parabola as wide in all directions. (Adam's steps, alike in all coordinates, would make
+    as much of those that say nothing.)
+    """
     once = [blocks[0].ready()] if len(blocks) == 1 else None
-    weights = start.clone()
-    adam = torch.optim.Adam([weights], settings.learning_rate, fused=True)
-    for _ in range(settings.steps):
-        weights.grad = 2 * pull * (weights - start)
+    weights, slope, moved = start, torch.zeros_like(start), torch.zeros_like(start)
+    size = start.new_zeros(len(start), 1, 1)
+    for step in range(settings.steps):
+        before, slope = slope, 2 * pull * (weights - start)
         for block in once or (block.ready() for block in blocks):
-            weights.grad += block.slope(weights, settings.beta)
-        adam.step()
+            slope = slope + block.slope(weights, settings.beta)
+        if step == 0:
+            size = FIRST_STEP / slope.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+        else:
+            change = slope - before
+            agree = (moved * change).sum((1, 2), keepdim=True)
+            bent = agree / change.square().sum((1, 2), keepdim=True).clamp_min(1e-30)
+            size = torch.where(agree > 0, bent, size)
+        moved = -size * slope
+        weights = weights + moved
     return weights

@@ -200,7 +200,11 @@ class People:
 
     def z(self, prompts: Sequence[Text], user_id: str | None = None) -> Tensor:
         """The mean of p(z | x) [n, latent] of a person, or of the population; InputError for somebody unknown."""
-        return self._p_z(self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts)), user_id).mean
+        return self.person(prompts, user_id).mean
+
+    def person(self, prompts: Sequence[Text], user_id: str | None = None) -> Gaussian:
+        """p(z | x) [n, latent] of a person, or of the population; InputError for somebody unknown."""
+        return self._p_z(self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts)), user_id)
 
     def latent_margins(self, pairs: Dataset, user_id: str | None = None) -> NDArray[np.float32]:
         """How a person's p(z | x) orders n pairs, or the population's, without a layer of the LLM: float32 [n],
