@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 
 from penchant.chat import Text
 from penchant.errors import InputError
+from penchant.latents import Array
 from penchant.responses import is_several, parse_line, read_lines, several
 
 Lines = list[dict[str, Any]]
-Scorer = Callable[[list[Text], list[Text], list[int]], Sequence[float]]
+Scorer = Callable[[list[Text], list[Text], list[int]], Array]
 """(prompts, responses, the number of each one's row in the batch) -> a score for each response."""
 
 

@@ -40,6 +40,8 @@ def score(
         return check_row(number, row, prompt, response, REMEDY)
 
     def work(rows: Lines) -> None:
-        put_scores(rows, prompt, response, lambda asked, answers, _: rm.score(asked, answers, token_budget=token_budget))
+        put_scores(
+            rows, prompt, response, lambda asked, answers, _: rm.score(asked, answers, token_budget=token_budget)
+        )
 
     over_lines(data, out, "score", check, work, BATCH)
