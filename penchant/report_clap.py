@@ -114,7 +114,9 @@ def nats(value: object) -> str:
 
 def training(metrics: Metrics) -> Section | None:
     """Curves over the steps."""
-    rows = [{"step": i, **row} for i, row in enumerate(metrics.get("log") or [], 1) if row]
+    # The first stage has no contrastive term, which its rows call 0.
+    log = [{**row, "contrastive": row.get("contrastive") or None} for row in metrics.get("log") or [] if row]
+    rows = [{"step": i, **row} for i, row in enumerate(log, 1)]
     drawn = [
         plot for key, (title, label) in CURVES.items() if (plot := curve(title, [(label, key, "accent")], rows, plain))
     ]
