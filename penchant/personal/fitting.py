@@ -35,7 +35,7 @@ FIRST_STEP = 0.1
 class LatentDPOSettings:
     """How a person is fitted."""
 
-    steps: int = 15
+    steps: int = 30
     """Down the loss of all pairs of a person."""
     beta: float = 0.1
     pull: float = 0.01
@@ -174,18 +174,23 @@ def descend(blocks: Sequence[Block], start: Tensor, pull: Tensor, settings: Late
     """
     once = [blocks[0].ready()] if len(blocks) == 1 else None
     weights, slope, moved = start, torch.zeros_like(start), torch.zeros_like(start)
-    size = start.new_zeros(len(start), 1, 1)
+    size = start.new_zeros(())
     for step in range(settings.steps):
         before, slope = slope, 2 * pull * (weights - start)
         for block in once or (block.ready() for block in blocks):
             slope = slope + block.slope(weights, settings.beta)
         if step == 0:
-            size = FIRST_STEP / slope.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+            size = FIRST_STEP / by_kind(slope, slope).sqrt().clamp_min(1e-12)
         else:
             change = slope - before
-            agree = (moved * change).sum((1, 2), keepdim=True)
-            bent = agree / change.square().sum((1, 2), keepdim=True).clamp_min(1e-30)
-            size = torch.where(agree > 0, bent, size)
+            agree, bent = by_kind(moved, change), by_kind(change, change)
+            size = torch.where(agree > 0, agree / bent.clamp_min(1e-30), size)
         moved = -size * slope
         weights = weights + moved
     return weights
+
+
+def by_kind(a: Tensor, b: Tensor) -> Tensor:
+    """a . b of a person's means and, apart, of the log deviations, each number in the places of its kind."""
+    parts = [(x * y).sum((1, 2), keepdim=True).expand_as(x) for x, y in zip(a.chunk(2, 2), b.chunk(2, 2), strict=True)]
+    return torch.cat(parts, 2)

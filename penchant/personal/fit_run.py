@@ -1,0 +1,161 @@
+"""A run of `penchant personal fit`: fit people from their pairs, then say whether knowing them pays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from penchant.chat import Text
+from penchant.errors import InputError
+from penchant.pairs import describe
+from penchant.personal.fitting import LatentDPOSettings
+from penchant.personal.judging import ANSWERED, compare_answers, judge
+from penchant.personal.people_map import people_map
+from penchant.personal.people_pairs import rows_by_person
+from penchant.personal.system import POPULATION, PersonalLLM
+from penchant.personal.watch import people_warnings
+
+FITTED = "fitted.json"
+"""Says in a run's folder that its people are in the database already: what a killed run must not do twice."""
+
+
+def fit_run(
+    system: PersonalLLM,
+    train: Dataset,
+    test: Dataset,
+    names: tuple[str, str],
+    folder: Path,
+    settings: LatentDPOSettings,
+    *,
+    population: bool | None = None,
+    full: bool = False,
+    rewards: bool = True,
+    examples: int = 8,
+    max_new_tokens: int = 64,
+    cache: str | Path | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Fit the population where it is asked for, then everybody in `train`; judge them on `test`. Returns metrics.
+
+    Args:
+        names: what train and test are called.
+        folder: of the run. One that was killed after its people were kept does not fit them again.
+        population: fit what all share first; None does so where the system has none and the pairs are not one person's.
+        full, rewards, cache: as `PersonalLLM.fit_users` and `fit_population` take them.
+        examples: held-out prompts that a few people's answers are compared on; 0 for none.
+
+    Raises InputError where nobody in `test` is known.
+    """
+    cost: dict[str, Any] = {}
+    versions, before = _fitted(system, train, folder, settings, population, full, rewards, cache, cost, show_progress)
+    known = set(system.users.get_many(list(rows_by_person(test))))
+    rows = [row for row, who in enumerate(test["user_id"]) if who in known]
+    if not rows:
+        raise InputError(
+            f"nobody who judged pairs of {names[1]} is known; give held-out pairs of the people in the data"
+        )
+    judged, strangers = test.select(rows), len(rows_by_person(test)) - len(known)
+    with _timed(cost, "judge_seconds"):
+        metrics = judge(system, judged, seed=settings.seed, show_progress=show_progress)
+    pairs_of = {name: len(own) for name, own in rows_by_person(train).items()}
+    for one in metrics["people"]:
+        one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": versions.get(one["user_id"])}
+    most = sorted(metrics["people"], key=lambda one: (-one["held_out"], one["user_id"]))
+    people = [one["user_id"] for one in most]
+    prompts = _prompts(judged, settings.seed)
+    metrics["map"] = people_map(system, prompts, people, show_progress)
+    if examples:
+        with _timed(cost, "answer_seconds"):
+            shown = people[:ANSWERED]
+            metrics |= compare_answers(
+                system,
+                prompts[:examples],
+                shown,
+                max_new_tokens=max_new_tokens,
+                seed=settings.seed,
+                show_progress=show_progress,
+            )
+    metrics |= {
+        "data": {
+            "train": {"name": names[0], "people": len(pairs_of), **describe(train)},
+            "test": {"name": names[1], "people": len(people), "strangers": strangers, **describe(judged)},
+        },
+        "system": {
+            "folder": str(system.folder),
+            **{name: system.facts[name] for name in ("base", "dtype", "latent")},
+            "full": full,
+            "rewards": system.rewards is not None,
+            "population": (system.folder / POPULATION).is_file(),
+            "people": len(system.users),
+            "bytes_per_user": system.users.bytes_per_user,
+            "z": system.facts["figures"],
+        },
+        "seed": settings.seed,
+        "cost": cost,
+    }
+    metrics["warnings"] = people_warnings(metrics, before)
+    return metrics
+
+
+def _fitted(
+    system: PersonalLLM,
+    train: Dataset,
+    folder: Path,
+    settings: LatentDPOSettings,
+    population: bool | None,
+    full: bool,
+    rewards: bool,
+    cache: str | Path | None,
+    cost: dict[str, Any],
+    show_progress: bool,
+) -> tuple[dict[str, int], list[str]]:
+    """Everybody's version, and who was known before, after a fit or from the run that was killed after it."""
+    names = list(rows_by_person(train))
+    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "full": full, "rewards": rewards}
+    marker = folder / FITTED
+    if marker.is_file():
+        kept = json.loads(marker.read_text(encoding="utf-8"))
+        now = {name: person.version for name, person in system.users.get_many(names).items()}
+        if kept["made_of"] == made_of and kept["versions"] == now:
+            cost |= kept["cost"]
+            return kept["versions"], kept["before"]
+    if population is None:
+        population = not (system.folder / POPULATION).is_file() and len(names) > 1
+    if population:
+        with _timed(cost, "population_seconds"):
+            system.fit_population(train, settings, rewards=rewards, cache=cache, show_progress=show_progress)
+    before = list(system.users.get_many(names))
+    with _timed(cost, "fit_seconds"):
+        versions = system.fit_users(train, settings, full=full, cache=cache, show_progress=show_progress)
+    cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
+    kept = {"made_of": made_of, "versions": versions, "before": before, "cost": cost}
+    marker.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    return versions, before
+
+
+def _digest(pairs: Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for row in pairs.select_columns(["prompt", "chosen", "rejected", "user_id"]):
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _prompts(pairs: Dataset, seed: int) -> list[Text]:
+    """The different prompts of some pairs, shuffled."""
+    found = list({json.dumps(prompt): prompt for prompt in pairs["prompt"]}.values())
+    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
+
+
+@contextmanager
+def _timed(cost: dict[str, Any], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    cost[name] = time.perf_counter() - start
