@@ -31,21 +31,26 @@ def pretrain(
     answers: int = 8,
     max_new_tokens: int = 48,
     temperature: float = 1.0,
-    epochs: int = 1,
-    prompts: int = 8,
-    learning_rate: float = 1e-3,
-    first_stage: float = 0.5,
-    others: int = 3,
+    published: bool = False,
+    adapter: Literal["shift", "positions"] = "shift",
+    begin_epochs: int = ClapSettings.begin_epochs,
+    epochs: int = ClapSettings.epochs,
+    prompts: int = ClapSettings.prompts,
+    learning_rate: float = ClapSettings.learning_rate,
+    first_stage: float = ClapSettings.first_stage,
+    others: int = ClapSettings.others,
     standard_kl: bool = False,
+    unfreeze: bool = False,
     columns: dict[str, str] | None = None,
     on_bad: Literal["error", "skip"] = "error",
     split: str = "train",
     limit: int | None = None,
+    cache: str | None = None,
     dtype: str = "auto",
     max_length: int = 2048,
     seed: int = 0,
 ) -> None:
-    """Make an LLM that can be personal (CLaP): it learns to write by a small z, from answers that it samples itself.
+    """Make an LLM that can be personal (CLaP): it writes by a small z, found in answers that it samples itself.
 
     The same command again, with the same --out, goes on where it was cut.
 
@@ -58,30 +63,41 @@ def pretrain(
         answers: sampled for each prompt.
         max_new_tokens: longest answer.
         temperature: of the sampling.
-        epochs: passes over the prompts.
+        published: train as the paper does: virtual positions, z from nothing, one epoch in two stages. The other
+            settings of training are then the paper's, but for unfreeze and standard_kl.
+        adapter: what z does to the LLM: shifts its states (ours), or stands in front of the prompt (the paper's).
+        begin_epochs: passes over the answers in which the encoder learns what z stands for.
+        epochs: passes of CLaP's own training behind that; each makes answers likelier under their z.
         prompts: prompts a step.
         learning_rate: of AdamW, at its peak.
         first_stage: share of the steps with the gradient-only skip and without the contrastive term.
         others: responses that each is told apart from in the second stage; 0 leaves the contrastive term out.
         standard_kl: the usual KL in place of DG-KLD.
+        unfreeze: train the LLM's layers too in the second stage, in float32; the system then carries an LLM of its own.
         columns: the data's column names for ours, for example {question: prompt, samples: responses}.
         on_bad: stop at the first bad row, or skip bad rows and count them.
         split: split of a hub data set or folder.
         limit: read only this many rows.
+        cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
         dtype: auto, float32 or bfloat16, of the frozen LLM.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
         seed: of the sampling, the weights and the order of the prompts.
     """
     config = dict(locals())
-    settings = ClapSettings(
-        epochs=epochs,
-        prompts=prompts,
-        learning_rate=learning_rate,
-        first_stage=first_stage,
-        others=others,
-        standard_kl=standard_kl,
-        seed=seed,
-    )
+    if published:
+        adapter, settings = "positions", ClapSettings.published(standard_kl=standard_kl, unfreeze=unfreeze, seed=seed)
+    else:
+        settings = ClapSettings(
+            begin_epochs=begin_epochs,
+            epochs=epochs,
+            prompts=prompts,
+            learning_rate=learning_rate,
+            first_stage=first_stage,
+            others=others,
+            standard_kl=standard_kl,
+            unfreeze=unfreeze,
+            seed=seed,
+        )
     run = Run(out, "personal", config)
     found = load_prompts(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
     system = PersonalLLM.pretrain(
@@ -92,6 +108,8 @@ def pretrain(
         dtype=dtype,
         max_length=max_length,
         latent=latent,
+        adapter=adapter,
+        cache=cache,
         answers=answers,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -103,7 +121,7 @@ def pretrain(
     metrics = {
         "title": f"Personal LLM from {data}",
         "data": {"name": data, "prompts": len(found.prompts), "skipped": sum(found.skipped.values()), "given": given},
-        "system": {"folder": str(run.folder), **{name: facts[name] for name in ("base", "dtype", "latent")}},
+        "system": {"folder": str(run.folder), **{name: facts[name] for name in ("base", "dtype", "latent", "adapter")}},
         "z": facts["figures"],
         **{name: facts.get(name) for name in ("sampling", "settings", "log")},
         "warnings": latent_warnings(facts["figures"]),
@@ -139,7 +157,6 @@ def fit(
     full: bool = False,
     rewards: bool = True,
     steps: int = LatentDPOSettings.steps,
-    learning_rate: float = LatentDPOSettings.learning_rate,
     beta: float = LatentDPOSettings.beta,
     pull: float = LatentDPOSettings.pull,
     examples: int = 8,
@@ -165,8 +182,7 @@ def fit(
         population: fit what all share first; by default where the system has none yet and there are two people or more.
         full: fit an encoder of their own for each person, as the authors do, not a small head on shared features.
         rewards: fit a taste that scores responses, too; it takes a pass of the LLM over the pairs.
-        steps: of Adam, each on all pairs of a person.
-        learning_rate: of Adam.
+        steps: down the loss of all pairs of a person.
         beta: of the loss.
         pull: how strongly a person is held to what they start from.
         examples: held-out prompts that are answered for up to six people; 0 for none, which saves the LLM's answers.
@@ -179,7 +195,7 @@ def fit(
         seed: of what is held out, the candidates of z and the intervals.
     """
     config = dict(locals())
-    settings = LatentDPOSettings(steps=steps, learning_rate=learning_rate, beta=beta, pull=pull, seed=seed)
+    settings = LatentDPOSettings(steps=steps, beta=beta, pull=pull, seed=seed)
     if examples < 0 or max_new_tokens < 1:
         raise InputError(f"examples is {examples} and max_new_tokens {max_new_tokens}; give 0 or more, and 1 or more.")
     run = Run(out, "people", config)

@@ -15,7 +15,8 @@ from penchant.cli.score import REMEDY
 from penchant.errors import InputError
 from penchant.latents import Array
 from penchant.pair_checks import BadRow, label
-from penchant.personal.system import CONFIG, PEOPLE, PersonalLLM
+from penchant.personal.people import PEOPLE
+from penchant.personal.system import CONFIG, PersonalLLM
 from penchant.personal.users import Users
 from penchant.responses import check_prompt, check_row
 

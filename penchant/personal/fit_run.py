@@ -18,9 +18,10 @@ from penchant.errors import InputError
 from penchant.pairs import describe
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.judging import ANSWERED, compare_answers, judge
+from penchant.personal.people import POPULATION
 from penchant.personal.people_map import people_map
 from penchant.personal.people_pairs import rows_by_person
-from penchant.personal.system import POPULATION, PersonalLLM
+from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import people_warnings
 
 FITTED = "fitted.json"

@@ -15,7 +15,7 @@ NAMED = 5
 
 def latent_warnings(figures: Mapping[str, float]) -> list[str]:
     """What is wrong with z, by the figures of `evaluate_clap`; empty where it is used."""
-    own, plain, prior = (figures[name] for name in ("nats_per_token", "plain", "prior"))
+    own, prior = (figures[name] for name in ("nats_per_token", "prior"))
     cure = "pretrain longer (--epochs), on more or more varied answers (--answers, --temperature)"
     if not figures["active_units"]:
         return [f"z is not used: no unit of it is active; {cure}."]
@@ -23,11 +23,6 @@ def latent_warnings(figures: Mapping[str, float]) -> list[str]:
         return [
             f"z is hardly used: an answer's own z saves {prior - own:.4f} nats a token over one drawn at random, and "
             f"less than {LEAST_SAVED} is nothing; {cure}."
-        ]
-    if own > plain:
-        return [
-            f"z costs more than it brings: with it an answer takes {own:.3f} nats a token, without it {plain:.3f}; "
-            f"{cure}."
         ]
     return []
 
