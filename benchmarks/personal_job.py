@@ -46,7 +46,9 @@ FULL = {"lora": 0, "learning_rate": 5e-6}
 
 
 def run(job: dict[str, Any], work: Path) -> dict[str, Any]:
-    data = split(task.pool(work, 48 if job.get("quick") else task.POOL), job["seed"], job.get("quick", False))
+    data = split(
+        task.pool(work, task.QUICK_POOL if job.get("quick") else task.POOL), job["seed"], job.get("quick", False)
+    )
     method = {
         "base": base,
         "pretrain": pretrain,

@@ -34,12 +34,13 @@ Array = NDArray[np.float64]
 MODEL = "smollm2-135m-instruct"
 POOL, ANSWERS, TOKENS = 400, 12, 24
 """Prompts, answers to each that the LLM gives, and tokens of an answer."""
+QUICK_POOL = 48
 WORDS = 8
 """Words of a snippet that a prompt has."""
-VALID, TEST, TRAIN = 32, 96, 192
+VALID, TEST, TRAIN = 32, 96, 144
 """Prompts that settings were chosen by, that methods are judged on (the same at each seed), and of the rest those that
 a seed draws for training."""
-SAMPLED = 4
+SAMPLED = 3
 """Answers to each test prompt."""
 TASTES = {"positive": lambda s: s, "negative": lambda s: -s, "neutral": lambda s: -abs(s)}
 

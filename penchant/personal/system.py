@@ -30,8 +30,9 @@ from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
 
 CONFIG, WEIGHTS = "config.json", "clap.safetensors"
-HELD_OUT = 0.1
-"""Share of the prompts on which CLaP is judged, at least one."""
+HELD_OUT, MOST_HELD_OUT = 0.1, 10
+"""Share of the prompts on which CLaP is judged, at least one, and most of them: each response is read under the z of
+all others to its prompt."""
 
 
 class PersonalLLM(People):
@@ -182,7 +183,7 @@ class PersonalLLM(People):
 def _split(groups: list[Group], seed: int) -> tuple[list[Group], list[Group]]:
     """Groups to train on and groups to judge by."""
     order = np.random.default_rng(seed).permutation(len(groups))
-    kept = max(1, round(HELD_OUT * len(groups)))
+    kept = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(groups))))
     return [groups[i] for i in order[kept:]] or groups, [groups[i] for i in order[:kept]]
 
 
