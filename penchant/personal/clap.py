@@ -39,6 +39,11 @@ class ClapTerms(NamedTuple):
     def loss(self) -> Tensor:
         return self.reconstruction + self.kl + self.contrastive
 
+    def figures(self) -> dict[str, float]:
+        """What may be averaged over parts of a batch, as plain numbers."""
+        own = {name: getattr(self, name) for name in ("loss", "reconstruction", "kl", "contrastive")}
+        return {**{name: float(part.detach()) for name, part in own.items()}, "tokens": self.tokens}
+
 
 class Clap(nn.Module):
     """q(z | x, y), p(y | x, z) and, for training alone, a way for gradients around the LLM.

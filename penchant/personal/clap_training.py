@@ -234,13 +234,12 @@ class Training(Run):
         random = torch.Generator().manual_seed((settings.seed * 1_000_003 + 17) * 1_000_003 + number)
         batch = [self.groups[i] for i in self._batch()]
         few = 0 if first else min(settings.others, min(map(len, batch)) - 1)
-        row = dict.fromkeys(("loss", "nats", "tokens", "kl", "contrastive"), 0.0)
+        row: dict[str, float] = {}
         for groups in self._at_once(batch, 1 + few):
             terms, share = self._terms(groups, few, first, random), len(groups) / len(batch)
             (share * terms.loss).backward()
-            figures = torch.tensor([terms.loss, terms.reconstruction, terms.tokens, terms.kl, terms.contrastive])
-            row = {name: row[name] + share * part for name, part in zip(row, figures.tolist(), strict=True)}
-        nats = row.pop("nats") / row.pop("tokens")
+            row = {name: row.get(name, 0.0) + share * part for name, part in terms.figures().items()}
+        nats = row.pop("reconstruction") / row.pop("tokens")
         self._descend({**row, "nats_per_token": nats})
         return f"{nats:.3f} nats a token, KL {row['kl']:.2f}"
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from penchant.errors import InputError, RecipeMismatch
 from penchant.generation import Generator
+from penchant.personal.adapter import LatentPositions
 from penchant.personal.clap_training import ClapSettings
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.system import PersonalLLM
@@ -23,7 +24,7 @@ from tests.tiny_llm import save_tiny_llm
 
 PROMPTS = [f"Say something about {thing}" for thing in ("a tree", "a dog", "rain", "tea", "a song", "snow")]
 
-SETTINGS = ClapSettings(epochs=3, prompts=2, learning_rate=1e-2, others=1)
+SETTINGS = ClapSettings(begin_epochs=2, epochs=3, prompts=2, learning_rate=1e-2, first_stage=0.5, others=1)
 
 
 def pretrain(work: Path, name: str, **more: Any) -> PersonalLLM:
@@ -34,6 +35,7 @@ def pretrain(work: Path, name: str, **more: Any) -> PersonalLLM:
         "answers": 4,
         "max_new_tokens": 6,
         "settings": SETTINGS,
+        "cache": work / "cache",
         "show_progress": False,
     }
     return PersonalLLM.pretrain(PROMPTS, work / name, **{**usual, **more})
@@ -97,8 +99,26 @@ def test_pretraining_again_goes_on_from_what_is_there(work: Path) -> None:
     pretrain(work, "system")
     assert {p.name: p.read_bytes() for p in (work / "system").iterdir() if p.suffix == ".safetensors"} == whole
     assert (work / "system" / "answers.jsonl").read_bytes() == answers
+    assert {"beginning.safetensors", "training.safetensors", "clap.safetensors"} <= set(whole)
     other = pretrain(work, "other")
     assert other.facts["figures"] == PersonalLLM.load(work / "system").facts["figures"]  # the same from the start
+
+
+def test_the_papers_way_keeps_no_latents_and_comes_back_as_it_was(work: Path) -> None:
+    settings = ClapSettings.published(epochs=3, prompts=2, learning_rate=1e-2, others=1)
+    cache = work / "unused"
+    made = pretrain(work, "published", adapter="positions", settings=settings, cache=cache)
+    assert not cache.exists()
+    assert not (work / "published" / "beginning.safetensors").exists()
+    made.fit(judged({"ann": True}))
+    again = PersonalLLM.load(work / "published")
+    assert isinstance(again.clap.adapter, LatentPositions)
+    assert torch.equal(again.z(PROMPTS, "ann"), made.z(PROMPTS, "ann"))
+    answers = made.generate(PROMPTS, "ann", max_new_tokens=5)
+    assert again.generate(PROMPTS, "ann", max_new_tokens=5) == answers
+    with pytest.raises(InputError, match="adapter is 'prefix'"):
+        pretrain(work, "prefix", adapter="prefix")
+    assert not (work / "prefix").exists()
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +191,12 @@ def test_weights_that_are_not_all_there_are_refused(work: Path, tmp_path: Path) 
     path = moved / "clap.safetensors"
     whole = load_file(path)
     assert not any(name.startswith("skip.") for name in whole)
-    without = {name: {k: v for k, v in whole.items() if k != name} for name in ("adapter.gates", "coordinates.axes")}
+    without = {name: {k: v for k, v in whole.items() if k != name} for name in ("adapter.axes", "coordinates.axes")}
     for weights, says in (
-        (without["adapter.gates"], "lacks adapter.gates; pretrain anew"),
+        (without["adapter.axes"], "lacks adapter.axes; pretrain anew"),
         (without["coordinates.axes"], "lacks coordinates.axes"),
-        ({**whole, "adapter.gate": torch.zeros(1)}, "holds the unknown adapter.gate"),
-        ({**whole, "adapter.gates": torch.zeros(1)}, "other sizes"),
+        ({**whole, "adapter.gates": torch.zeros(1)}, "holds the unknown adapter.gates"),
+        ({**whole, "adapter.axes": torch.zeros(1)}, "other sizes"),
     ):
         save_file(weights, path)
         with pytest.raises(InputError, match=says) as caught:
