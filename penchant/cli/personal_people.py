@@ -15,7 +15,8 @@ from penchant.cli.score import REMEDY
 from penchant.errors import InputError
 from penchant.latents import Array
 from penchant.pair_checks import BadRow, label
-from penchant.personal.system import CONFIG, PEOPLE, PersonalLLM
+from penchant.personal.people import PEOPLE
+from penchant.personal.system import CONFIG, PersonalLLM
 from penchant.personal.users import Users
 from penchant.responses import check_prompt, check_row
 
@@ -210,8 +211,10 @@ def opened(system: str) -> Users:
 def shown(known: Users, user_id: str) -> str:
     """The versions of one person."""
     person, history = known.known(user_id), known.history(user_id)
-    size = sum(vector.nbytes for vector in person.vectors.values())
-    lines = [f"{printable(user_id)}: {person.pairs:,} pairs, {size:,} bytes of numbers", "version  pairs  updated"]
+    lines = [
+        f"{printable(user_id)}: {person.pairs:,} pairs, {person.size:,} bytes a version",
+        "version  pairs  updated",
+    ]
     lines += [f"{entry.version:7}  {entry.pairs:5}  {when(entry.updated)}" for entry in history]
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.pairs import describe
 from penchant.personal.fitting import LatentDPOSettings
-from penchant.personal.judging import ANSWERED, compare_answers, judge
+from penchant.personal.full_encoder import FullEncoderSettings
+from penchant.personal.judging import ANSWERED, compare_answers, judge, margins
+from penchant.personal.people import POPULATION, Settings
 from penchant.personal.people_map import people_map
 from penchant.personal.people_pairs import rows_by_person
-from penchant.personal.system import POPULATION, PersonalLLM
+from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import people_warnings
 
 FITTED = "fitted.json"
@@ -33,10 +36,9 @@ def fit_run(
     test: Dataset,
     names: tuple[str, str],
     folder: Path,
-    settings: LatentDPOSettings,
+    settings: Settings,
     *,
     population: bool | None = None,
-    full: bool = False,
     rewards: bool = True,
     examples: int = 8,
     max_new_tokens: int = 64,
@@ -48,14 +50,16 @@ def fit_run(
     Args:
         names: what train and test are called.
         folder: of the run. One that was killed after its people were kept does not fit them again.
-        population: fit what all share first; None does so where the system has none and the pairs are not one person's.
-        full, rewards, cache: as `PersonalLLM.fit_users` and `fit_population` take them.
+        settings: of the compact form or of the full one, which they choose for who is new.
+        population: fit what all share first; None does so where the system lacks it and the pairs are not one person's.
+        rewards: tastes belong to what all share.
+        cache: folder of the latents' cache.
         examples: held-out prompts that a few people's answers are compared on; 0 for none.
 
     Raises InputError where nobody in `test` is known.
     """
     cost: dict[str, Any] = {}
-    versions, before = _fitted(system, train, folder, settings, population, full, rewards, cache, cost, show_progress)
+    versions, before = _fitted(system, train, folder, settings, population, rewards, cache, cost, show_progress)
     known = set(system.users.get_many(list(rows_by_person(test))))
     rows = [row for row, who in enumerate(test["user_id"]) if who in known]
     if not rows:
@@ -64,7 +68,8 @@ def fit_run(
         )
     judged, strangers = test.select(rows), len(rows_by_person(test)) - len(known)
     with _timed(cost, "judge_seconds"):
-        metrics = judge(system, judged, seed=settings.seed, show_progress=show_progress)
+        found = margins(system, judged, cache=cache, show_progress=show_progress)
+        metrics = judge(judged, found, settings.seed)
     pairs_of = {name: len(own) for name, own in rows_by_person(train).items()}
     for one in metrics["people"]:
         one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": versions.get(one["user_id"])}
@@ -91,7 +96,7 @@ def fit_run(
         "system": {
             "folder": str(system.folder),
             **{name: system.facts[name] for name in ("base", "dtype", "latent")},
-            "full": full,
+            "full": isinstance(settings, FullEncoderSettings),
             "rewards": system.rewards is not None,
             "population": (system.folder / POPULATION).is_file(),
             "people": len(system.users),
@@ -109,17 +114,16 @@ def _fitted(
     system: PersonalLLM,
     train: Dataset,
     folder: Path,
-    settings: LatentDPOSettings,
+    settings: Settings,
     population: bool | None,
-    full: bool,
     rewards: bool,
     cache: str | Path | None,
     cost: dict[str, Any],
     show_progress: bool,
 ) -> tuple[dict[str, int], list[str]]:
     """Everybody's version, and who was known before, after a fit or from the run that was killed after it."""
-    names = list(rows_by_person(train))
-    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "full": full, "rewards": rewards}
+    names, full = list(rows_by_person(train)), isinstance(settings, FullEncoderSettings)
+    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings)}
     marker = folder / FITTED
     if marker.is_file():
         kept = json.loads(marker.read_text(encoding="utf-8"))
@@ -128,10 +132,12 @@ def _fitted(
             cost |= kept["cost"]
             return kept["versions"], kept["before"]
     if population is None:
-        population = not (system.folder / POPULATION).is_file() and len(names) > 1
+        lacking = not (system.folder / POPULATION).is_file() or (rewards and system.rewards is None)
+        population = lacking and len(names) > 1
     if population:
+        small = LatentDPOSettings(seed=settings.seed) if isinstance(settings, FullEncoderSettings) else settings
         with _timed(cost, "population_seconds"):
-            system.fit_population(train, settings, rewards=rewards, cache=cache, show_progress=show_progress)
+            system.fit_population(train, small, rewards=rewards, cache=cache, show_progress=show_progress)
     before = list(system.users.get_many(names))
     with _timed(cost, "fit_seconds"):
         versions = system.fit_users(train, settings, full=full, cache=cache, show_progress=show_progress)
