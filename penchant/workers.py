@@ -1,4 +1,4 @@
-"""Batches through the backbone, one a core, in order."""
+"""Work in batches, one a core, in order: through the backbone, and elsewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ T = TypeVar("T")
 
 
 def run_batches(backbone: Backbone, batches: Iterable[B], function: Callable[[B], T]) -> Iterator[tuple[B, T]]:
-    """Each batch with what `function` gives for it, in order; `batches` is read as the work gets on.
+    """Each batch with what `function` gives for it, in order; `batches` is read as the work gets on."""
+    return one_a_core(batches, function, MOST_WORKERS if backbone.device.type == "cpu" else 1)
 
-    On a CPU each core works on a batch of its own: the operations between the matrix products are too small to
-    split, and cores that wait for each other after every one of them would idle.
+
+def one_a_core(batches: Iterable[B], function: Callable[[B], T], most: int = MOST_WORKERS) -> Iterator[tuple[B, T]]:
+    """`run_batches` for work on the CPU, on at most `most` cores.
+
+    Each core works on a batch of its own: the operations between the matrix products are too small to split, and cores
+    that wait for each other after every one of them would idle.
     """
     cores = torch.get_num_threads()
-    workers = min(MOST_WORKERS, cores) if backbone.device.type == "cpu" else 1
+    workers = min(most, cores)
 
     def use_threads() -> None:
         # The same for one batch as for many: sums over other numbers of threads may differ in their last bits.

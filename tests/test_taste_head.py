@@ -100,6 +100,18 @@ def test_feedback_of_others_moves_nobody(fitted: TasteHead) -> None:
         assert np.allclose(taste.mean, among[name].mean, atol=1e-6)
 
 
+def test_one_persons_thousand_pairs_have_one_vote() -> None:
+    pairs = make_people(10, 30, apart=0.3)
+    spoiler = make_people(1, 3000, apart=0.3, seed=3, start=700)
+    spoiler = replace(spoiler, chosen=spoiler.rejected, rejected=spoiler.chosen)
+    test = make_people(20, 50, apart=0.3, seed=2, start=500)
+    both = LatentPairs.concatenate([pairs, replace(spoiler, group=spoiler.group + 10_000)])
+    honest, spoiled = (accuracy(TasteHead().fit(each), test) for each in (pairs, both))
+    assert honest > 0.8
+    assert spoiled > honest - 0.05
+    assert accuracy(TasteHead().fit(replace(both, user_id=np.resize(["a", "b"], len(both)).astype(object))), test) < 0.3
+
+
 def test_more_pairs_go_on_from_what_is_known_without_forgetting(fitted: TasteHead) -> None:
     pairs, test = make_people(20, 60, seed=1, start=500), make_people(20, 100, seed=2, start=500)
     place = np.tile(np.arange(60), 20)

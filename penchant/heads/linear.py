@@ -87,8 +87,8 @@ def solve(spectrum: Spectrum, loss: BradleyTerryLoss, use: Array, strength: Arra
     """Minimise sum_i use_ij l(z_i . v_j) + strength_j / 2 |v_j|^2 for k problems j at once; returns v [r, k].
 
     Newton's method; each step by conjugate gradients, preconditioned with the Hessian that equal curvatures would give
-    (diagonal on the principal axes). `use` [n, k] is 1 where problem j trains on pair i. Stops when every gradient's
-    norm is at most `tolerance` times n.
+    (diagonal on the principal axes). `use` [n, k] is how often pair i counts in problem j, mostly 0 or 1. Stops when
+    every gradient's norm is at most `tolerance` times n.
     """
     rows, values = spectrum.rows, spectrum.values[:, None]
     v = np.zeros((rows.shape[1], len(strength)))
@@ -248,11 +248,12 @@ def column_scale(difference: Array, width: int) -> Array:
 
 
 def pick_strength(
-    spectrum: Spectrum, loss: BradleyTerryLoss, fold: Array, strengths: tuple[float, ...]
+    spectrum: Spectrum, loss: BradleyTerryLoss, fold: Array, strengths: tuple[float, ...], weight: Array | None = None
 ) -> tuple[float, float | None, Array | None]:
     """The strength with the least out-of-fold loss, its out-of-fold accuracy and its score differences [n].
 
-    With one fold only, which one prompt gives, a warning and (DEFAULT_STRENGTH, None, None).
+    `weight` [n] says how often each pair counts in fits and loss; once where it is None. With one fold only, which one
+    prompt gives, a warning and (DEFAULT_STRENGTH, None, None).
     """
     if fold.max() == 0:
         warnings.warn(
@@ -261,18 +262,22 @@ def pick_strength(
             stacklevel=3,
         )
         return DEFAULT_STRENGTH, None, None
-    margins = cross_validate(spectrum, loss, fold, np.array(strengths))
-    best = int(np.argmin(loss.value(margins).mean(0)))
+    margins = cross_validate(spectrum, loss, fold, np.array(strengths), weight)
+    best = int(np.argmin(np.average(loss.value(margins), 0, weight)))
     return strengths[best], pair_accuracy(margins[:, best]), margins[:, best]
 
 
-def cross_validate(spectrum: Spectrum, loss: BradleyTerryLoss, fold: Array, strengths: Array) -> Array:
+def cross_validate(
+    spectrum: Spectrum, loss: BradleyTerryLoss, fold: Array, strengths: Array, weight: Array | None = None
+) -> Array:
     """Out-of-fold score differences [n, len(strengths)]: each pair scored by fits that saw no pair of its fold.
 
     All folds and strengths are solved together, on the principal axes of all pairs' differences (labels unseen).
     """
     folds = int(fold.max()) + 1
     use = np.repeat(fold[:, None] != np.arange(folds), len(strengths), axis=1).astype(np.float64)
+    if weight is not None:
+        use *= weight[:, None]
     v = solve(spectrum, loss, use, np.tile(strengths, folds), CV_TOLERANCE)
     margins = (spectrum.rows @ v).reshape(len(fold), folds, len(strengths))
     return margins[np.arange(len(fold)), fold]

@@ -109,9 +109,13 @@ class PCAHead(Head, kind="pca"):
 
         Raises InputError for fewer than 2 pairs, NaN or inf, only equal latents, or arguments out of range.
         """
+        return self.fit_weighted(pairs, np.ones(len(pairs)))
+
+    def fit_weighted(self, pairs: LatentPairs, weight: Array) -> Self:
+        """`fit` where pair i counts weight[i] times, in the directions and, with "map", in the taste."""
         self.check_arguments()
         check_pairs(pairs)
-        difference = pairs.chosen.astype(np.float64) - pairs.rejected
+        difference = (pairs.chosen.astype(np.float64) - pairs.rejected) * np.sqrt(weight)[:, None]
         scale = column_scale(difference, pairs.recipe.width)
         self.components_ = self._directions(difference / scale) / scale
         chosen, rejected = self._features(pairs)
@@ -121,8 +125,10 @@ class PCAHead(Head, kind="pca"):
         if self.weighting == "map":
             margins = chosen - rejected
             plain = BradleyTerryLoss(np.zeros((len(pairs), 1)), 0.0)
-            self.strength_, _, self.cv_margins_ = pick_strength(Spectrum.of(margins), plain, fold, self.strengths)
-            self.pooled_ = ridge_taste(margins, np.zeros(margins.shape[1]), self.strength_)
+            self.strength_, _, self.cv_margins_ = pick_strength(
+                Spectrum.of(margins), plain, fold, self.strengths, weight
+            )
+            self.pooled_ = ridge_taste(margins, np.zeros(margins.shape[1]), self.strength_, weight)
         else:
             self.pooled_ = self._weigh(chosen, rejected)
             if fold.max() > 0:
@@ -258,11 +264,13 @@ def adaptation_split(pairs: LatentPairs, n: int, random_state: int = 0) -> tuple
     return pairs.take(drawn), pairs.take(~np.isin(pairs.group, pairs.group[drawn]))
 
 
-def ridge_taste(margins: Array, center: Array, strength: float) -> Array:
-    """The taste [k] that minimises sum_i log(1 + exp(-margins_i . taste)) + strength / 2 |taste - center|^2."""
+def ridge_taste(margins: Array, center: Array, strength: float, weight: Array | None = None) -> Array:
+    """The taste [k] that minimises sum_i weight_i log(1 + exp(-margins_i . taste)) + strength / 2 |taste - center|^2;
+    every weight is 1 where it is None."""
     # Written for the step away from the center, whose margins are then a given advantage of the chosen one.
     spectrum, loss = Spectrum.of(margins), BradleyTerryLoss(-(margins @ center)[:, None], 0.0)
-    step = solve(spectrum, loss, np.ones((len(margins), 1)), np.array([strength]), TOLERANCE)[:, 0]
+    use = np.ones((len(margins), 1)) if weight is None else weight[:, None]
+    step = solve(spectrum, loss, use, np.array([strength]), TOLERANCE)[:, 0]
     taste: Array = center + spectrum.axes @ step
     return taste
 

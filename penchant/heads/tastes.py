@@ -41,8 +41,8 @@ class Taste(NamedTuple):
 class TasteHead(Head, kind="tastes"):
     """score_u(x) = w_u . c(x): a weight for each of k shared directions, and weights w_u of every person u.
 
-    Directions and the population's taste m are those of `PCAHead`. A person's taste comes from the population, and the
-    person's pairs from the taste:
+    Directions and the population's taste m are those of `PCAHead`, but every person counts alike, however many pairs
+    are theirs. A person's taste comes from the population, and the person's pairs from the taste:
 
         w_u ~ N(m, I / prior),  P(chosen over rejected) = sigmoid(w_u . (c(chosen) - c(rejected))).
 
@@ -89,14 +89,18 @@ class TasteHead(Head, kind="tastes"):
         people = rows_of(pairs)
         if len(people) < 2:
             raise InputError("all pairs were judged by one person; a population needs the pairs of two people or more")
-        pooled = PCAHead(self.components, folds=self.folds, random_state=self.random_state).fit(pairs)
+        weight = np.empty(len(pairs))
+        for rows in people.values():
+            weight[rows] = len(pairs) / len(people) / len(rows)
+        head = PCAHead(self.components, folds=self.folds, random_state=self.random_state)
+        pooled = head.fit_weighted(pairs, weight)
         self.components_, self.mean_, self.people_ = pooled.components_, pooled.pooled_, len(people)
         self.strength_ = pooled.strength_ or 1.0
         self.cv_accuracy_, self.cv_margins_ = pooled.cv_accuracy_, pooled.cv_margins_
-        self.prior_ = self._pick_prior(pairs, people)
+        self.prior_ = self._pick_prior(pairs, people, weight)
         return self
 
-    def _pick_prior(self, pairs: LatentPairs, people: dict[str, Array]) -> float:
+    def _pick_prior(self, pairs: LatentPairs, people: dict[str, Array], weight: Array) -> float:
         """The largest of PRIORS whose held-out loss is least; 1 where there is one prompt only."""
         fold = prompt_folds(pairs.group, self.folds, self.random_state)
         rows = list(people.values())
@@ -107,7 +111,8 @@ class TasteHead(Head, kind="tastes"):
         loss = np.zeros(len(PRIORS))
         for part in range(int(fold.max()) + 1):
             seen, unseen = ([sides[own[(fold[own] == part) == held]] for own in rows] for held in (False, True))
-            mean = ridge_taste(sides[fold != part], np.zeros(len(self.mean_)), self.strength_)
+            rest = fold != part
+            mean = ridge_taste(sides[rest], np.zeros(len(self.mean_)), self.strength_, weight[rest])
             for j, prior in enumerate(PRIORS):
                 for number, taste, _ in posteriors(seen, [_isotropic(mean, prior)] * len(rows)):
                     if len(unseen[number]):

@@ -5,32 +5,28 @@ one behind them. A person owns W_u [r + 1, 2 latent] alone,
 
     p_u(z | x) = N(mean, deviation^2),  [mean, log deviation] = [c(x), 1] W_u,
 
-where the authors train a whole encoder a person.
+where the authors train a whole encoder a person (`full_encoder`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from penchant.chat import Tokens
 from penchant.errors import InputError
-from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian
-from penchant.personal.latent_dpo import CANDIDATES, candidates, latent_dpo_losses
+from penchant.personal.latent_dpo import CANDIDATES
+from penchant.personal.ranking import Draws, Natural, Ranking, Table
+from penchant.personal.reading import Judged
+from penchant.workers import one_a_core
 
-T = TypeVar("T")
-COORDINATES = 4
-"""r."""
-READ_AT_ONCE = 64
-"""Texts that the encoder reads at once."""
-PAIRS_AT_ONCE = 4096
-"""Pairs whose candidates are held at once."""
+PAIRS_AT_ONCE = 1024
+"""Pairs whose candidates are compared at once on each core: 18 MB at most."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,11 @@ class LatentDPOSettings:
     learning_rate: float = 0.03
     beta: float = 0.1
     pull: float = 0.01
-    """Weight of |W_u - W_0|^2, W_0 being what the person starts from."""
+    """What holds a person where they start from, W_0, for each pair that was ever seen: a person's loss is
+
+        mean over n new pairs + pull (1 + pairs seen before / n) |W_u - W_0|^2,
+
+    so that few new pairs do not undo what many old ones said."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,115 +55,123 @@ class LatentDPOSettings:
             raise InputError(f"pull is {self.pull}; give a finite number, 0 or more.")
 
 
-class Coordinates(nn.Module):
-    """c(x): the leading principal coordinates [r] of the trunk's features of a prompt, with mean square 1 together."""
-
-    center: Tensor
-    axes: Tensor
-
-    def __init__(self, center: Tensor, axes: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("center", center)
-        self.register_buffer("axes", axes)
-
-    @classmethod
-    def of(cls, features: Tensor, most: int = COORDINATES) -> Coordinates:
-        """From features [n, queries, width] of prompts; as many coordinates as they span, at most `most`."""
-        rows = features.flatten(1).double().cpu()
-        center = rows.mean(0)
-        _, sizes, axes = torch.linalg.svd(rows - center, full_matrices=False)
-        r = min(most, int((sizes > 1e-6 * rows.norm()).sum()))
-        scale = sizes[:r].square().sum().div(len(rows)).sqrt()
-        return cls(center.float(), (axes[:r] / scale).T.float())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[n, r + 1], the last a one."""
-        c = (features.flatten(1).cpu() - self.center) @ self.axes
-        return torch.cat([c, torch.ones(len(c), 1)], 1)
-
-
-class Judged(NamedTuple):
-    """What n pairs say of z, without a pass of the LLM; all on the CPU."""
-
-    coordinates: Tensor
-    """c(x) and one, [n, r + 1]."""
-    chosen: Gaussian
-    rejected: Gaussian
-    """q(z | x, y) of both responses, [n, latent]."""
-
-    def take(self, rows: Tensor) -> Judged:
-        return Judged(self.coordinates[rows], *(Gaussian(*(part[rows] for part in q)) for q in self[1:]))
-
-
-@torch.no_grad()
-def read_pairs(
-    clap: Clap, coordinates: Coordinates, pairs: Sequence[tuple[Tokens, Tokens]], show_progress: bool = False
-) -> Judged:
-    """What the encoder makes of n pairs; each different text is read once, and no layer of the LLM is run."""
-    texts = {item.key: item for pair in pairs for item in pair}
-    prompts = {chosen.prompt_key: chosen for chosen, _ in pairs}
-    parts = in_batches(clap.read, list(texts.values()), "read" if show_progress else None)
-    read = Gaussian(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
-    c = coordinates(prompt_features(clap, list(prompts.values())))
-    asked, row = ({key: number for number, key in enumerate(keys)} for keys in (prompts, texts))
-    chosen, rejected = (Gaussian(*(part[[row[pair[side].key] for pair in pairs]] for part in read)) for side in (0, 1))
-    return Judged(c[[asked[chosen.prompt_key] for chosen, _ in pairs]], chosen, rejected)
-
-
-@torch.no_grad()
-def prompt_features(clap: Clap, items: Sequence[Tokens]) -> Tensor:
-    """The trunk's features [n, queries, width] of the sequences' prompts alone."""
-    prompts = [torch.from_numpy(item.prompt).long() for item in items]
-    return torch.cat(in_batches(clap.posterior.features, prompts))
-
-
-def in_batches(read: Callable[[Sequence[T]], Any], items: Sequence[T], label: str | None = None) -> list[Any]:
-    """What `read` makes of READ_AT_ONCE items at a time; a `label` shows progress."""
-    starts = tqdm(range(0, len(items), READ_AT_ONCE), desc=label, disable=label is None, leave=False)
-    return [read(items[start : start + READ_AT_ONCE]) for start in starts]
-
-
 def gaussians(coordinates: Tensor, weights: Tensor) -> Gaussian:
     """p_u(z | x) [n, latent] for coordinates [n, r + 1] and weights [n or 1, r + 1, 2 latent]."""
     return Gaussian.of(*(coordinates[:, None] @ weights)[:, 0].chunk(2, -1))
 
 
-def fit_people(judged: Judged, owner: Tensor, start: Tensor, settings: LatentDPOSettings) -> Tensor:
+def fit_people(
+    judged: Judged,
+    owner: Tensor,
+    start: Tensor,
+    settings: LatentDPOSettings,
+    *,
+    seen: Tensor | None = None,
+    weight: Tensor | None = None,
+    show_progress: bool = False,
+) -> Tensor:
     """Everybody's weights [people, r + 1, 2 latent] by Latent DPO.
 
     People are fitted side by side and do not touch each other: a person's weights are those of a fit alone, as the
-    random numbers are the same for every pair.
+    random numbers are the same for every pair. Beyond the pairs themselves, memory grows with PAIRS_AT_ONCE.
 
     Args:
         judged: what n pairs say. owner: int [n], the number of who judged each.
         start: [people, r + 1, 2 latent], what each person starts from and is pulled to.
+        seen: [people], how many pairs what they start from came from; 0 for all where it is None.
+        weight: [n], how much each of a person's pairs counts beside the others; all alike where it is None.
     """
-    noise = torch.randn(3, CANDIDATES, 1, start.shape[2] // 2, generator=torch.Generator().manual_seed(settings.seed))
-    order = torch.argsort(owner, stable=True)
-    counts = torch.bincount(owner, minlength=len(start))
+    latent = start.shape[2] // 2
+    noise = torch.randn(3, CANDIDATES, 1, latent, generator=torch.Generator().manual_seed(settings.seed))
+    order, counts = torch.argsort(owner, stable=True), torch.bincount(owner, minlength=len(start))
+    weight = torch.ones(len(owner)) if weight is None else weight
+    share = weight / torch.zeros(len(start)).index_add(0, owner, weight)[owner]
+    pull = settings.pull * (1 + (0 if seen is None else seen) / counts.clamp_min(1))
+
+    def fit(people: Tensor) -> Tensor:
+        rows, real = padded(order, counts, people)
+        # More than one block only where one person has more pairs than may be held at once.
+        parts = zip(rows.split(PAIRS_AT_ONCE, 1), (share[rows] * real).split(PAIRS_AT_ONCE, 1), strict=True)
+        blocks = [Block.of(judged, *part, noise) for part in parts]
+        return descend(blocks, start[people], pull[people, None, None], settings)
+
     found = start.clone()
-    first, row = 0, 0
-    while first < len(start):
-        held = counts[first:].cumsum(0)
-        people = max(1, int((held <= PAIRS_AT_ONCE).sum()))
-        rows = order[row : row + int(held[people - 1])]
-        part = slice(first, first + people)
-        if len(rows):
-            found[part] = _fit_some(judged.take(rows), owner[rows] - first, start[part], noise, settings)
-        first, row = first + people, row + len(rows)
+    with tqdm(total=len(start), unit="person", desc="fit", disable=not show_progress, leave=False) as bar:
+        for people, weights in one_a_core(side_by_side(counts), fit):
+            found[people] = weights
+            bar.update(len(people))
     return found
 
 
-def _fit_some(judged: Judged, owner: Tensor, start: Tensor, noise: Tensor, settings: LatentDPOSettings) -> Tensor:
-    """`fit_people` for as many as are held at once."""
-    seen = candidates(judged.chosen, judged.rejected, noise.expand(-1, -1, len(owner), -1))
-    weights = start.clone().requires_grad_(True)
-    share = 1 / torch.bincount(owner, minlength=len(start))[owner]  # a person's loss is the mean over their pairs
-    adam = torch.optim.Adam([weights], settings.learning_rate)
+def side_by_side(counts: Tensor) -> Iterator[Tensor]:
+    """The numbers of people who have pairs, in groups of about as many pairs each and PAIRS_AT_ONCE at most together;
+    who has more is alone."""
+    order = torch.argsort(counts, stable=True)
+    order = order[counts[order] > 0]
+    first = 0
+    while first < len(order):
+        held = torch.arange(1, len(order) - first + 1) * counts[order[first:]]
+        people = max(1, int((held <= PAIRS_AT_ONCE).sum()))
+        yield order[first : first + people]
+        first += people
+
+
+def padded(order: Tensor, counts: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [people, most] of these people's pairs, and which are real and not a person's last one once more."""
+    first = (counts.cumsum(0) - counts)[people]
+    place = torch.arange(int(counts[people].max()))
+    rows = order[first[:, None] + torch.minimum(place, counts[people, None] - 1)]
+    return rows, place < counts[people, None]
+
+
+class Block(NamedTuple):
+    """Pairs [p, k] of p people, ranked; what a step needs beside is made anew each time, for it is large."""
+
+    judged: Judged
+    rows: Tensor
+    share: Tensor
+    """What each pair counts [p, k]."""
+    ranking: Ranking
+    noise: Tensor
+
+    @classmethod
+    def of(cls, judged: Judged, rows: Tensor, share: Tensor, noise: Tensor) -> Block:
+        own = judged.take(rows.flatten())
+        draws = Draws.of(own.chosen, own.rejected, noise)
+        return cls(judged, rows, share, Ranking.of(draws.rewards(own.chosen, own.rejected)), noise)
+
+    def ready(self) -> Ready:
+        own = self.judged.take(self.rows.flatten())
+        draws = Draws.of(own.chosen, own.rejected, self.noise)
+        return Ready(own.coordinates.view(*self.rows.shape, -1), draws, Table.of(self.ranking, self.share.flatten()))
+
+
+class Ready(NamedTuple):
+    coordinates: Tensor
+    """[p, k, r + 1]"""
+    draws: Draws
+    table: Table
+
+    def slope(self, weights: Tensor, beta: float) -> Tensor:
+        """Derivative [p, r + 1, 2 latent] by the weights of each person's sum of share times `latent_dpo_losses`.
+
+        A deviation that is held at an end of DEVIATIONS keeps its slope.
+        """
+        found = self.coordinates @ weights
+        person = Gaussian.of(*found.flatten(0, 1).chunk(2, -1))
+        by_evidence = self.table.slope(self.draws.evidence(Natural.of(person)), beta)
+        by_person = torch.cat(self.draws.sums(by_evidence).by(person), -1)
+        return self.coordinates.transpose(1, 2) @ by_person.view_as(found)
+
+
+def descend(blocks: Sequence[Block], start: Tensor, pull: Tensor, settings: LatentDPOSettings) -> Tensor:
+    """Adam's way from `start` [p, r + 1, 2 latent] down the loss of p people."""
+    once = [blocks[0].ready()] if len(blocks) == 1 else None
+    weights = start.clone()
+    adam = torch.optim.Adam([weights], settings.learning_rate, fused=True)
     for _ in range(settings.steps):
-        adam.zero_grad()
-        losses = latent_dpo_losses(gaussians(judged.coordinates, weights[owner]), seen, settings.beta)
-        loss = (losses * share).sum() + settings.pull * (weights - start).square().sum()
-        loss.backward()
+        weights.grad = 2 * pull * (weights - start)
+        for block in once or (block.ready() for block in blocks):
+            weights.grad += block.slope(weights, settings.beta)
         adam.step()
-    return weights.detach()
+    return weights

@@ -37,6 +37,11 @@ class Person(NamedTuple):
     model: str
     """Digest of the population model that the vectors are relative to."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that the database keeps of this version, beside the id and a few numbers."""
+        return len(packed(self.user_id, self.vectors, self.pairs))
+
 
 def checked_id(user_id: str) -> str:
     """The id as it came; InputError unless it is a text of 1 to LONGEST_ID characters without NUL."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,32 +21,19 @@ from penchant.generation import Generator
 from penchant.personal.clap import Clap
 from penchant.personal.clap_training import ClapSettings, Group, evaluate_clap, groups_of, train_clap
 from penchant.personal.encoder import LATENT
-from penchant.personal.fitting import (
-    Coordinates,
-    Judged,
-    LatentDPOSettings,
-    fit_people,
-    gaussians,
-    prompt_features,
-    read_pairs,
-)
-from penchant.personal.users import Users
-from penchant.policy.batches import token_pairs
-from penchant.policy.people import people_of
+from penchant.personal.people import People
+from penchant.personal.reading import Coordinates, prompt_features
 from penchant.policy.saving import load_base
 
-CONFIG, WEIGHTS, PEOPLE, POPULATION = "config.json", "clap.safetensors", "users.db", "population.safetensors"
+CONFIG, WEIGHTS = "config.json", "clap.safetensors"
 HELD_OUT = 0.1
 """Share of the prompts on which CLaP is judged, at least one."""
-VECTOR = "latent"
-"""The name under which a person's weights W_u lie in the database."""
 
 
-class PersonalLLM:
-    """One frozen LLM that speaks to each person in their taste.
+class PersonalLLM(People):
+    """One frozen LLM that speaks to each person in their taste, and scores by it.
 
-    Attributes: `clap`; `coordinates` and `population` [r + 1, 2 latent], what people share and start from; `users`, the
-    database in the system's folder; `facts`, what config.json says.
+    Attributes: those of `People`; `generator`; `facts`, what config.json says; `folder`.
     """
 
     def __init__(
@@ -59,12 +44,8 @@ class PersonalLLM:
         facts: dict[str, Any],
         folder: Path,
     ) -> None:
-        self.clap, self.generator = clap.eval(), generator
-        self.coordinates, self.facts, self.folder = coordinates, facts, folder
-        self.population = torch.zeros(coordinates.axes.shape[1] + 1, 2 * clap.latent)
-        if (folder / POPULATION).is_file():
-            self.population = load_file(folder / POPULATION)[VECTOR]
-        self.users = Users(folder / PEOPLE, facts["digest"])
+        super().__init__(clap, coordinates, folder, facts["digest"])
+        self.generator, self.facts = generator, facts
 
     @classmethod
     def pretrain(
@@ -146,44 +127,6 @@ class PersonalLLM:
         generator = Generator(llm, backbone, clap.adapter)
         return cls(clap, generator, coordinates, facts, target)
 
-    def fit_population(self, pairs: Dataset, settings: LatentDPOSettings | None = None) -> None:
-        """Fit one taste for all pairs: what the unknown get, and the new start from. People stay as they are."""
-        start = torch.zeros_like(self.population)[None]
-        judged = self._read(pairs)
-        (self.population,) = fit_people(
-            judged, torch.zeros(len(pairs), dtype=torch.long), start, settings or LatentDPOSettings()
-        )
-        partial = self.folder / f"{POPULATION}.partial"
-        save_file({VECTOR: self.population}, partial)
-        os.replace(partial, self.folder / POPULATION)
-
-    def fit(
-        self, pairs: Dataset, settings: LatentDPOSettings | None = None, show_progress: bool = False
-    ) -> dict[str, int]:
-        """Fit everybody who judged some of the pairs (user_id), side by side, and keep them; versions by person.
-
-        Who is known goes on from their own weights. No layer of the LLM is run. Raises InputError for a pair of which
-        it is not said who judged it.
-        """
-        names, owner = people_of(pairs)
-        judged = self._read(pairs, show_progress)
-        known = self.users.get_many(names)
-        start = torch.stack([self._weights_of(known.get(name)) for name in names])
-        found = fit_people(judged, torch.tensor(owner), start, settings or LatentDPOSettings())
-        counts = np.bincount(owner)
-        before = {name: person.pairs for name, person in known.items()}
-        self.users.put_many(
-            (name, {VECTOR: weights.numpy()}, int(counts[number]) + before.get(name, 0))
-            for number, (name, weights) in enumerate(zip(names, found, strict=True))
-        )
-        return {name: person.version for name, person in self.users.get_many(names).items()}
-
-    def z(self, prompts: Sequence[Text], user_id: str | None = None) -> Tensor:
-        """The mean of p(z | x) [n, latent] of a person, or of the population; InputError for somebody unknown."""
-        weights = self._weights_of(self.users.known(user_id) if user_id is not None else None)
-        items = self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts))
-        return gaussians(self.coordinates(prompt_features(self.clap, items)), weights[None]).mean
-
     def generate(
         self,
         prompts: Sequence[Text],
@@ -207,12 +150,6 @@ class PersonalLLM:
             z=self.z(prompts, user_id),
             show_progress=show_progress,
         )
-
-    def _read(self, pairs: Dataset, show_progress: bool = False) -> Judged:
-        return read_pairs(self.clap, self.coordinates, token_pairs(self.clap.backbone, pairs), show_progress)
-
-    def _weights_of(self, person: Any) -> Tensor:
-        return self.population if person is None else torch.from_numpy(person.vectors[VECTOR].copy())
 
 
 def _split(groups: list[Group], seed: int) -> tuple[list[Group], list[Group]]:

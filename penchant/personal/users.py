@@ -60,7 +60,7 @@ class Users:
         """The person; InputError if there is none."""
         if person := self.get(user_id):
             return person
-        raise self._nobody(user_id)
+        raise _nobody(user_id)
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, Person]:
         """Those of the people who are known, in the order asked for, all as of one moment."""
@@ -77,24 +77,21 @@ class Users:
         """
         data = packed(user_id, vectors, pairs)
         with self._file.writing() as db:
-            version = _version(db, user_id)
-            if expected not in (None, version):
-                raise InputError(
-                    f"{user_id!r} is at version {version}, not {expected}, for somebody else wrote meanwhile: get this "
-                    "person again, update, and put once more"
-                )
+            _check_version(db, user_id, expected)
             return _insert(db, user_id, data, pairs)
 
-    def put_many(self, people: Iterable[tuple[str, Vectors, int]]) -> int:
-        """Write the next version of many, from (user_id, vectors, pairs), all or none; return how many.
+    def put_many(self, people: Iterable[tuple[str, Vectors, int] | tuple[str, Vectors, int, int]]) -> int:
+        """Write the next version of many, from (user_id, vectors, pairs) or, with the version that is `expected` as in
+        `put`, (user_id, vectors, pairs, expected); all or none; return how many.
 
         Other writers wait until the last one is drawn. Raises InputError with the number of the first bad row, from 0.
         """
         number = -1
         with self._file.writing() as db:
-            for number, (user_id, vectors, pairs) in enumerate(people):
+            for number, (user_id, vectors, pairs, *expected) in enumerate(people):
                 try:
                     data = packed(user_id, vectors, pairs)
+                    _check_version(db, user_id, *expected)
                 except InputError as error:
                     raise InputError(f"row {number}: {error}; nothing was written") from error
                 _insert(db, user_id, data, pairs)
@@ -107,7 +104,7 @@ class Users:
         with self._file.reading() as db:
             versions = [Version(*row) for row in db.execute(sql, (user_id,))]
         if not versions:
-            raise self._nobody(user_id)
+            raise _nobody(user_id)
         return versions
 
     def restore(self, user_id: str, version: int) -> int:
@@ -223,15 +220,26 @@ class Users:
             )
         return Person(user_id, unpacked(data), pairs, number, updated, self.model)
 
-    def _nobody(self, user_id: str) -> InputError:
-        some = ", ".join([*self.ids(limit=3), "..."])
-        return InputError(f"nobody called {user_id!r} is known in {self.path}; put them first, or give one of {some}")
+
+def _nobody(user_id: str) -> InputError:
+    # Not who is known: a server passes this on to whoever asks.
+    return InputError(f"nobody called {user_id!r} is known here; `penchant personal users SYSTEM` lists who is")
 
 
 def _version(db: sqlite3.Connection, user_id: str) -> int:
     """The newest version of a person, 0 if there is none."""
     sql = f"SELECT ifnull(max(version), 0) FROM {table_of(user_id)} WHERE user_id = ?"
     return cast(int, db.execute(sql, (user_id,)).fetchone()[0])
+
+
+def _check_version(db: sqlite3.Connection, user_id: str, expected: int | None = None) -> None:
+    """InputError if a person is at another version than the expected one."""
+    version = _version(db, user_id)
+    if expected not in (None, version):
+        raise InputError(
+            f"{user_id!r} is at version {version}, not {expected}, for somebody else wrote meanwhile: begin again with "
+            "what is known now"
+        )
 
 
 def _insert(

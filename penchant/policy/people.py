@@ -28,10 +28,10 @@ from penchant.policy.saving import load_base
 def people_of(pairs: Dataset) -> tuple[list[str], list[int]]:
     """The people who judged some pairs, sorted, and the number of who judged each; InputError where it is not said."""
     if "user_id" not in pairs.column_names:
-        raise InputError("the posterior 'people' needs a column user_id, who judged each pair; map it with --columns.")
+        raise InputError("the pairs have no column user_id, who judged each; add it, or map it with --columns.")
     given = pairs["user_id"]
     if None in given:
-        raise InputError(f"row {given.index(None)} has no user_id, which the posterior 'people' needs; add or drop it.")
+        raise InputError(f"row {given.index(None)} has no user_id; name who judged it, or drop it.")
     names = sorted(set(given))
     number = {name: i for i, name in enumerate(names)}
     return names, [number[who] for who in given]

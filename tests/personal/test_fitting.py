@@ -11,8 +11,10 @@ from penchant.backbone import load_whole
 from penchant.errors import InputError
 from penchant.personal import fitting as module
 from penchant.personal.clap import Clap
-from penchant.personal.encoder import Gaussian
-from penchant.personal.fitting import Coordinates, Judged, LatentDPOSettings, fit_people, gaussians, read_pairs
+from penchant.personal.encoder import Gaussian, log_normal
+from penchant.personal.fitting import LatentDPOSettings, fit_people, gaussians
+from penchant.personal.latent_dpo import CANDIDATES, candidates, latent_dpo_losses
+from penchant.personal.reading import Coordinates, Judged, read_pairs
 from tests.tiny_llm import save_tiny_llm
 
 LATENT = 6
@@ -70,6 +72,66 @@ def test_people_side_by_side_are_fitted_as_alone(monkeypatch: pytest.MonkeyPatch
         assert torch.allclose(weights, together[person], atol=1e-4)
 
 
+def test_a_fit_is_adam_on_the_direct_formula() -> None:
+    judged, owner = made(3, 9)
+    settings = LatentDPOSettings(steps=30, seed=3)
+    start = 0.1 * torch.randn(3, 3, 2 * LATENT)
+    seen = torch.tensor([0, 9, 90])
+    noise = torch.randn(3, CANDIDATES, 1, LATENT, generator=torch.Generator().manual_seed(3))
+    found = candidates(judged.chosen, judged.rejected, noise)
+    weights = start.clone().requires_grad_()
+    adam = torch.optim.Adam([weights], settings.learning_rate)
+    for _ in range(settings.steps):
+        losses = latent_dpo_losses(gaussians(judged.coordinates, weights[owner]), found, settings.beta)
+        pull = settings.pull * torch.tensor([1.0, 2.0, 11.0])
+        adam.zero_grad()
+        (losses.sum() / 9 + (pull * (weights - start).square().sum((1, 2))).sum()).backward()
+        adam.step()
+    assert (weights - start).abs().max() > 0.3
+    assert torch.allclose(fit_people(judged, owner, start, settings, seen=seen), weights.detach(), atol=1e-3)
+
+
+def test_a_person_with_more_pairs_than_are_held_at_once_is_fitted_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, owner = made(2, 50)
+    whole = fit_people(judged, owner, blank(2), LatentDPOSettings(steps=20))
+    most = []
+    original = module.Table.of
+    monkeypatch.setattr(module.Table, "of", lambda ranking, share: most.append(len(share)) or original(ranking, share))
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 16)
+    parts = fit_people(judged, owner, blank(2), LatentDPOSettings(steps=20))
+    assert max(most) <= 16
+    assert torch.allclose(parts, whole, atol=1e-3)
+
+
+def test_feedback_of_others_moves_nobody_by_a_bit() -> None:
+    judged, owner = made(6, 12)
+    mixed = torch.randperm(len(owner))
+    judged, owner = judged.take(mixed), owner[mixed]
+    spoilers = owner >= 4
+    swapped = Judged(
+        judged.coordinates,
+        *(
+            Gaussian(*(torch.where(spoilers[:, None], 5 * b, a) for a, b in zip(mine, theirs, strict=True)))
+            for mine, theirs in ((judged.chosen, judged.rejected), (judged.rejected, judged.chosen))
+        ),
+    )
+    honest, among = (fit_people(each, owner, blank(6), LatentDPOSettings()) for each in (judged, swapped))
+    assert torch.equal(honest[:4], among[:4])
+    assert not torch.allclose(honest[4:], among[4:], atol=0.1)
+
+
+def test_pairs_may_count_unequally() -> None:
+    judged, _ = made(2, 20)  # two who want different things, pooled
+    pooled = torch.zeros(220, dtype=torch.long)
+    many = judged.take(torch.cat([torch.arange(20), torch.arange(20, 40).repeat(10)]))  # ten times as often
+    weight = torch.cat([torch.ones(20), torch.full((200,), 0.1)])
+    (fair,) = fit_people(many, pooled, blank(1), LatentDPOSettings(), weight=weight)
+    (once,) = fit_people(judged, pooled[:40], blank(1), LatentDPOSettings())
+    (loud,) = fit_people(many, pooled, blank(1), LatentDPOSettings())
+    assert torch.allclose(fair, once, atol=1e-3)
+    assert not torch.allclose(loud, once, atol=0.1)
+
+
 def test_a_strong_pull_keeps_a_person_where_they_started() -> None:
     judged, owner = made(1, 20)
     start = 0.1 * torch.randn(1, 3, 2 * LATENT)
@@ -77,6 +139,33 @@ def test_a_strong_pull_keeps_a_person_where_they_started() -> None:
         (fit_people(judged, owner, start, LatentDPOSettings(pull=pull)) - start).norm() for pull in (0.0, 100.0)
     )
     assert held < 0.05 * free
+
+
+def test_a_few_new_pairs_do_not_undo_many_old_ones() -> None:
+    judged, _ = made(1, 105)
+    old, new = judged.take(torch.arange(100)), judged.take(torch.arange(100, 105))
+    against = Judged(new.coordinates, new.rejected, new.chosen)
+    nobody = torch.zeros(105, dtype=torch.long)
+    weights = fit_people(old, nobody[:100], blank(1), LatentDPOSettings())
+
+    def right(weights: torch.Tensor, pairs: Judged) -> float:
+        """Share of pairs that the person's p(z | x) orders as they did."""
+        person = gaussians(pairs.coordinates, weights)
+        evidence = [person.log_prob(q.mean) - log_normal(q.mean).sum(-1) for q in pairs[1:]]
+        return float((evidence[0] > evidence[1]).float().mean())
+
+    assert right(weights, old) > 0.9
+    settings = LatentDPOSettings()
+    forgetful = fit_people(against, nobody[:5], weights, settings)
+    mindful = fit_people(against, nobody[:5], weights, settings, seen=torch.tensor([100]))
+    assert right(mindful, old) > right(forgetful, old) + 0.1
+    mindful, forgetful = (
+        fit_people(new, nobody[:5], weights, settings, seen=torch.tensor([seen])) for seen in (100, 0)
+    )
+    assert right(mindful, old) > right(forgetful, old) + 0.1  # the same for pairs that say what the old ones said
+    assert right(mindful, old) > right(weights, old) - 0.15
+    again = fit_people(against, nobody[:5], weights, settings, seen=torch.tensor([5]))
+    assert right(again, against) > right(weights, against)  # where little was known, new pairs are heard
 
 
 def test_coordinates_are_centered_scaled_and_as_many_as_there_are() -> None:

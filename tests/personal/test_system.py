@@ -55,13 +55,13 @@ def test_people_are_fitted_kept_and_told_apart(work: Path) -> None:
     system = PersonalLLM.load(work / "system")
     before = system.z(PROMPTS)
     assert not before.any()  # of whom nothing is known
-    assert system.fit(judged({"ann": True, "bob": False})) == {"ann": 1, "bob": 1}
+    assert system.fit_users(judged({"ann": True, "bob": False})) == {"ann": 1, "bob": 1}
     ann, bob = (system.z(PROMPTS, name) for name in ("ann", "bob"))
     assert (ann - bob).norm() > 0.1
     assert torch.nn.functional.cosine_similarity(ann.mean(0), bob.mean(0), 0) < 0
     again = PersonalLLM.load(work / "system")
     assert torch.equal(again.z(PROMPTS, "ann"), ann)
-    assert again.fit(judged({"ann": True})) == {"ann": 2}
+    assert again.fit_users(judged({"ann": True})) == {"ann": 2}
     assert again.users.known("ann").pairs == 2 * len(PROMPTS)
     assert (again.z(PROMPTS, "ann") - ann).norm() > 1e-3  # went on from where she was
     assert torch.equal(again.z(PROMPTS, "bob"), bob)
@@ -74,14 +74,14 @@ def test_people_are_fitted_kept_and_told_apart(work: Path) -> None:
 def test_who_is_new_starts_from_the_population_and_who_is_known_stays(work: Path) -> None:
     pretrain(work, "population")
     system = PersonalLLM.load(work / "population")
-    system.fit(judged({"bob": False}))
+    system.fit_users(judged({"bob": False}))
     bob = system.z(PROMPTS, "bob")
-    system.fit_population(judged({"ann": True, "eve": True}))
+    system.fit_population(judged({"ann": True, "eve": True}), rewards=False)
     again = PersonalLLM.load(work / "population")
     everybody = again.z(PROMPTS)
     assert everybody.norm() > 0.1
     assert torch.equal(again.z(PROMPTS, "bob"), bob)
-    again.fit(judged({"dan": True}).select([0]), LatentDPOSettings(pull=1000.0))
+    again.fit_users(judged({"dan": True}).select([0]), LatentDPOSettings(pull=1000.0))
     assert torch.allclose(again.z(PROMPTS, "dan"), everybody, atol=0.02)
 
 
@@ -102,4 +102,4 @@ def test_what_cannot_be_used_is_named(work: Path, tmp_path: Path) -> None:
         PersonalLLM.pretrain(PROMPTS[:1], tmp_path / "x", model=str(work / "llm"))
     system = PersonalLLM.load(work / "system")
     with pytest.raises(InputError, match="user_id"):
-        system.fit(judged({"ann": True}).remove_columns("user_id"))
+        system.fit_users(judged({"ann": True}).remove_columns("user_id"))

@@ -1,0 +1,246 @@
+"""The people of one frozen LLM: fitted from their pairs, kept in the system's folder, asked for z and for scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from penchant.chat import Text, Tokens
+from penchant.errors import InputError
+from penchant.heads import TasteHead
+from penchant.personal.clap import Clap
+from penchant.personal.encoder import Gaussian, log_normal
+from penchant.personal.fitting import LatentDPOSettings, fit_people, gaussians
+from penchant.personal.full_encoder import FullEncoderSettings, encoder_of, fit_encoder, read_prompts
+from penchant.personal.known import LATENT, Known
+from penchant.personal.reading import Coordinates, Judged, prompt_features, read_pairs
+from penchant.personal.rewards import fit_tastes, in_taste, load_rewards, name_of, save_rewards
+from penchant.personal.users import Users
+from penchant.policy.batches import token_pairs
+from penchant.policy.people import people_of
+from penchant.reward_model import RewardModel
+
+PEOPLE, POPULATION, REWARDS = "users.db", "population.safetensors", "rewards"
+Settings = LatentDPOSettings | FullEncoderSettings
+
+
+class People:
+    """What is known of them takes about 2.7 KB a person and version in the compact form, 28 MB in the full form of
+    SmolLM2-135M; `users.known(user_id).size` says how much it is.
+
+    Attributes: `clap`; `folder`; `coordinates` and `population` [r + 1, 2 latent], what people share and start from;
+    `rewards`, the population's reward model, None where it was never fitted; `users`, the database in the folder.
+    """
+
+    def __init__(self, clap: Clap, coordinates: Coordinates, folder: Path, digest: str) -> None:
+        self.clap, self.coordinates, self.folder = clap.eval(), coordinates, folder
+        self.population = torch.zeros(coordinates.axes.shape[1] + 1, 2 * clap.latent)
+        if (folder / POPULATION).is_file():
+            self.population = load_file(folder / POPULATION)[LATENT]
+        self.rewards = load_rewards(folder / REWARDS, clap.backbone)
+        self.users = Users(folder / PEOPLE, digest)
+
+    def fit_population(
+        self,
+        pairs: Dataset,
+        settings: LatentDPOSettings | None = None,
+        *,
+        rewards: bool = True,
+        cache: str | Path | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        """Fit one taste for all: what the unknown get, and the new start from. People stay as they are.
+
+        Every person (user_id) counts alike, however many pairs are theirs; without that column every pair does.
+
+        Args:
+            rewards: fit the rewards as well, which takes the pairs of two people or more and runs the LLM on texts that
+                are not in `cache`, the latents' cache. Their directions change with the pairs, and what people's tastes
+                were in the old ones ends with those: fit them anew.
+
+        Raises InputError for rewards from fewer than two people, or a pair that does not say who judged it.
+        """
+        weight = None
+        if "user_id" in pairs.column_names:
+            names, owner = people_of(pairs)
+            weight = 1 / torch.bincount(torch.tensor(owner))[owner]
+        if rewards and (weight is None or len(names) < 2):
+            raise InputError("rewards take the pairs of two people or more, by user_id; give them, or rewards=False.")
+        everybody = torch.zeros(len(pairs), dtype=torch.long)
+        (population,) = fit_people(
+            self._read(pairs, show_progress),
+            everybody,
+            torch.zeros_like(self.population)[None],
+            settings or LatentDPOSettings(),
+            weight=weight,
+        )
+        if rewards:
+            head, backbone = TasteHead(), self.clap.backbone
+            self.rewards = RewardModel.train(pairs, model=backbone, head=head, cache=cache, show_progress=show_progress)
+            save_rewards(self.rewards, self.folder / REWARDS)
+        self.population = population
+        partial = self.folder / f"{POPULATION}.partial"
+        save_file({LATENT: population}, partial)
+        os.replace(partial, self.folder / POPULATION)
+
+    def fit_users(
+        self,
+        pairs: Dataset,
+        settings: Settings | None = None,
+        *,
+        full: bool = False,
+        cache: str | Path | None = None,
+        show_progress: bool = False,
+    ) -> dict[str, int]:
+        """Fit everybody who judged some of the pairs (user_id), side by side, and keep them, all or none; their
+        versions by person.
+
+        Who is known goes on from what is known of them, in the form they have; who is new starts from the population.
+        z needs no layer of the LLM. Tastes, fitted where there are rewards, need latents, which are in `cache` or made.
+
+        Args:
+            settings: of the form that `full` asks for; who has the other form is fitted by its defaults.
+            full: give who is new a whole encoder, the paper's form, which starts from N(0, I); trained one person after
+                the other.
+
+        Raises InputError for pairs of which it is not said who judged them, for a person in the compact form where
+        `full` asks for the other, and where somebody else wrote one of the people meanwhile; nothing is kept then.
+        """
+        if settings is not None and isinstance(settings, FullEncoderSettings) != full:
+            raise InputError(
+                f"settings are {type(settings).__name__}; give FullEncoderSettings with full, else LatentDPOSettings."
+            )
+        if not len(pairs):
+            raise InputError("there are no pairs to fit people from; give at least one.")
+        names, owner = people_of(pairs)
+        rows, named = self.users.get_many(names), name_of(self.rewards)
+        known = [Known.of(rows[name], named) if name in rows else Known() for name in names]
+        seen = [rows[name].pairs if name in rows else 0 for name in names]
+        found = self._fit_z(pairs, names, torch.tensor(owner), known, torch.tensor(seen), settings, full, show_progress)
+        if self.rewards is not None:
+            before = {name: person.taste for name, person in zip(names, known, strict=True) if person.taste}
+            tastes = fit_tastes(self.rewards, pairs, before, cache, show_progress)
+            found = [person._replace(taste=tastes[name]) for name, person in zip(names, found, strict=True)]
+        counts = np.bincount(owner)
+        versions = [rows[name].version if name in rows else 0 for name in names]
+        self.users.put_many(
+            (name, found[i].vectors(named), int(counts[i]) + seen[i], versions[i]) for i, name in enumerate(names)
+        )
+        return {name: version + 1 for name, version in zip(names, versions, strict=True)}
+
+    def _fit_z(
+        self,
+        pairs: Dataset,
+        names: list[str],
+        owner: Tensor,
+        known: list[Known],
+        seen: Tensor,
+        settings: Settings | None,
+        full: bool,
+        show_progress: bool,
+    ) -> list[Known]:
+        """Everybody's p(z | x) after the pairs, pair i judged by person owner[i]; `seen` pairs went into `known`."""
+        for name, person in zip(names, known, strict=True):
+            if full and person.weights is not None:
+                raise InputError(
+                    f"{name!r} is known in the compact form, of which no encoder can be made; leave full out, or forget"
+                    " this person first."
+                )
+        whole = [person.encoder is not None or (full and person.weights is None) for person in known]
+        items = token_pairs(self.clap.backbone, pairs)
+        judged = read_pairs(self.clap, self.coordinates, items, show_progress)
+        start = torch.stack([self.population if person.weights is None else person.weights for person in known])
+        compact = (~torch.tensor(whole)[owner]).nonzero()[:, 0]
+        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
+        weights = fit_people(judged.take(compact), owner[compact], start, small, seen=seen, show_progress=show_progress)
+        found = [Known(own) for own in weights]
+        large = settings if isinstance(settings, FullEncoderSettings) else FullEncoderSettings()
+        for number in (i for i, has_encoder in enumerate(whole) if has_encoder):
+            own = (owner == number).nonzero()[:, 0]
+            prompts = [items[row][0] for row in own.tolist()]
+            label = f"encoder of {names[number]}" if show_progress else None
+            encoder = fit_encoder(self.clap, judged.take(own), prompts, large, known[number].encoder, label)
+            found[number] = Known(encoder=encoder)
+        return found
+
+    def fit_user(
+        self,
+        user_id: str,
+        pairs: Dataset,
+        settings: Settings | None = None,
+        *,
+        full: bool = False,
+        cache: str | Path | None = None,
+        show_progress: bool = False,
+    ) -> int:
+        """`fit_users` for one person, whose name the pairs need not carry; their version. InputError if they carry
+        another's."""
+        if "user_id" in pairs.column_names:
+            given = pairs["user_id"]
+            if other := [row for row, who in enumerate(given) if who != user_id]:
+                raise InputError(
+                    f"row {other[0]} was judged by {given[other[0]]!r}, not {user_id!r}; drop it, or use fit_users."
+                )
+            pairs = pairs.remove_columns("user_id")
+        pairs = pairs.add_column("user_id", [user_id] * len(pairs))
+        fitted = self.fit_users(pairs, settings, full=full, cache=cache, show_progress=show_progress)
+        return fitted[user_id]
+
+    def forget(self, *user_ids: str) -> int:
+        """Remove people for good, z, tastes and older versions alike; how many were known. See `Users.forget`."""
+        return self.users.forget(*user_ids)
+
+    def z(self, prompts: Sequence[Text], user_id: str | None = None) -> Tensor:
+        """The mean of p(z | x) [n, latent] of a person, or of the population; InputError for somebody unknown."""
+        return self._p_z(self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts)), user_id).mean
+
+    def latent_margins(self, pairs: Dataset, user_id: str | None = None) -> NDArray[np.float32]:
+        """How a person's p(z | x) orders n pairs, or the population's, without a layer of the LLM: float32 [n],
+
+            [log p(z | x) - log N(z)] at the mean z of q(z | x, chosen), less the same at that of q(z | x, rejected).
+
+        Swapping chosen and rejected flips the sign. InputError for somebody unknown.
+        """
+        items = token_pairs(self.clap.backbone, pairs)
+        judged = read_pairs(self.clap, self.coordinates, items)
+        person = self._p_z([chosen for chosen, _ in items], user_id, judged.coordinates)
+        chosen, rejected = (person.log_prob(q.mean) - log_normal(q.mean).sum(-1) for q in judged[1:])
+        margins: NDArray[np.float32] = (chosen - rejected).numpy()
+        return margins
+
+    def score(
+        self, prompts: Text | Sequence[Text], responses: Text | Sequence[Text], user_id: str | None = None
+    ) -> NDArray[np.float32]:
+        """Float32 rewards [n] of response i to prompt i in a person's taste, or in the population's.
+
+        InputError where no rewards were fitted, for somebody unknown or without a taste, and as `RewardModel.score`.
+        """
+        if self.rewards is None:
+            raise InputError("there are no rewards yet; fit the population on the pairs of two people or more.")
+        if user_id is None:
+            return self.rewards.score(prompts, responses)
+        taste = Known.of(self.users.known(user_id), name_of(self.rewards)).taste
+        if taste is None:
+            raise InputError(f"{user_id!r} was fitted before these rewards were; fit this person again on some pairs.")
+        return in_taste(self.rewards, taste).score(prompts, responses)
+
+    def _p_z(self, prompts: Sequence[Tokens], user_id: str | None, coordinates: Tensor | None = None) -> Gaussian:
+        """p(z | x) at n prompts, whose coordinates [n, r + 1] are read where they are not given."""
+        known = Known(self.population) if user_id is None else Known.of(self.users.known(user_id), None)
+        if known.encoder is not None:
+            return read_prompts(encoder_of(self.clap, known.encoder), prompts)
+        if coordinates is None:
+            coordinates = self.coordinates(prompt_features(self.clap, prompts))
+        assert known.weights is not None
+        return gaussians(coordinates, known.weights[None])
+
+    def _read(self, pairs: Dataset, show_progress: bool = False) -> Judged:
+        return read_pairs(self.clap, self.coordinates, token_pairs(self.clap.backbone, pairs), show_progress)

@@ -1,0 +1,69 @@
+"""Personal rewards: a `TasteHead` on the latents of the very LLM that speaks, and a taste a person."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from datasets import Dataset
+
+from penchant.backbone import Backbone
+from penchant.encode import encode_pairs
+from penchant.heads import TasteHead
+from penchant.heads.tastes import Taste
+from penchant.reward_model import FILE, RewardModel
+from penchant.store_views import open_store
+
+
+def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
+    """What `save_rewards` wrote, None where nothing is there."""
+    return RewardModel.from_pretrained(folder, backbone=backbone) if (folder / FILE).is_file() else None
+
+
+def save_rewards(rewards: RewardModel, folder: Path) -> None:
+    """Write a whole folder, then let it take the place of what is there."""
+    new, old = (folder.with_name(f"{folder.name}.{which}") for which in ("partial", "old"))
+    for path in (new, old):
+        shutil.rmtree(path, ignore_errors=True)
+    rewards.save_pretrained(new)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def name_of(rewards: RewardModel | None) -> str | None:
+    """8 hex digits that differ wherever the directions do, in which tastes are written."""
+    if rewards is None:
+        return None
+    components = cast(TasteHead, rewards.head).components_
+    return hashlib.blake2b(np.ascontiguousarray(components).tobytes(), digest_size=4).hexdigest()
+
+
+def fit_tastes(
+    rewards: RewardModel,
+    pairs: Dataset,
+    known: Mapping[str, Taste],
+    cache: str | Path | None = None,
+    show_progress: bool = False,
+) -> dict[str, Taste]:
+    """The tastes of all who judged some of the pairs; those in `known` go on from there. Runs the LLM on new texts."""
+    backbone, recipe = rewards.backbone, rewards.recipe
+    store = open_store(cache, recipe)
+    latents = encode_pairs(
+        backbone, pairs, recipe.views, store, show_progress=show_progress, label="encode for rewards"
+    )
+    return cast(TasteHead, rewards.head).fit_people(latents, known)
+
+
+def in_taste(rewards: RewardModel, taste: Taste) -> RewardModel:
+    """The reward model of one person."""
+    head = copy.copy(cast(TasteHead, rewards.head))
+    head.mean_ = taste.mean.astype(np.float64)
+    return RewardModel(rewards.recipe, head, rewards.temperature, rewards.facts, rewards.backbone)
