@@ -35,7 +35,7 @@ def fitted(names):
             "rewards": True,
             "population": True,
             "people": 9,
-            "bytes_per_user": 3211.4,
+            "bytes_each": 3211.4,
             "z": {"nats_per_token": 1.21, "plain": 1.31, "prior": 1.29, "active_units": 18.0, "responses": 200.0},
         },
         "accuracy": {

@@ -239,7 +239,7 @@ def people_summary(metrics: dict[str, Any]) -> str:
     lines.append(
         f"fitted {data['train']['people']:,} people in {cost['fit_seconds']:.1f} s"
         f" ({cost['people_per_second']:,.1f} a second); {metrics['system']['people']:,} are known,"
-        f" {metrics['system']['bytes_per_user']:,.0f} bytes each"
+        f" {metrics['system']['bytes_each']:,.0f} bytes each"
     )
     return "\n".join([*lines, *(f"warning: {printable(sentence)}" for sentence in metrics["warnings"])])
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -28,6 +28,18 @@ from penchant.personal.watch import people_warnings
 
 FITTED = "fitted.json"
 """Says in a run's folder that its people are in the database already: what a killed run must not do twice."""
+
+SIZED = 100
+"""People whose mean size is told, at most."""
+
+
+class Fitted(NamedTuple):
+    versions: dict[str, int]
+    """By person, after the fit."""
+    before: list[str]
+    """Who was known before."""
+    outdated: int
+    """People whose tastes belong to rewards that are no longer."""
 
 
 def fit_run(
@@ -59,7 +71,7 @@ def fit_run(
     Raises InputError where nobody in `test` is known.
     """
     cost: dict[str, Any] = {}
-    versions, before = _fitted(system, train, folder, settings, population, rewards, cache, cost, show_progress)
+    fitted = _fitted(system, train, folder, settings, population, rewards, cache, cost, show_progress)
     known = set(system.users.get_many(list(rows_by_person(test))))
     rows = [row for row, who in enumerate(test["user_id"]) if who in known]
     if not rows:
@@ -72,11 +84,11 @@ def fit_run(
         metrics = judge(judged, found, settings.seed)
     pairs_of = {name: len(own) for name, own in rows_by_person(train).items()}
     for one in metrics["people"]:
-        one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": versions.get(one["user_id"])}
+        one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": fitted.versions.get(one["user_id"])}
     most = sorted(metrics["people"], key=lambda one: (-one["held_out"], one["user_id"]))
     people = [one["user_id"] for one in most]
     prompts = _prompts(judged, settings.seed)
-    metrics["map"] = people_map(system, prompts, people, show_progress)
+    metrics["map"] = people_map(system, prompts, people)
     if examples:
         with _timed(cost, "answer_seconds"):
             shown = people[:ANSWERED]
@@ -100,13 +112,13 @@ def fit_run(
             "rewards": system.rewards is not None,
             "population": (system.folder / POPULATION).is_file(),
             "people": len(system.users),
-            "bytes_per_user": system.users.bytes_per_user,
+            "bytes_each": float(np.mean([person.size for person in system.users.get_many(people[:SIZED]).values()])),
             "z": system.facts["figures"],
         },
         "seed": settings.seed,
         "cost": cost,
     }
-    metrics["warnings"] = people_warnings(metrics, before)
+    metrics["warnings"] = people_warnings(metrics, fitted.before, fitted.outdated)
     return metrics
 
 
@@ -120,9 +132,9 @@ def _fitted(
     cache: str | Path | None,
     cost: dict[str, Any],
     show_progress: bool,
-) -> tuple[dict[str, int], list[str]]:
-    """Everybody's version, and who was known before, after a fit or from the run that was killed after it."""
-    names, full = list(rows_by_person(train)), isinstance(settings, FullEncoderSettings)
+) -> Fitted:
+    """Fit what is asked for, or take over what a run that was killed afterwards did."""
+    names = list(rows_by_person(train))
     made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings)}
     marker = folder / FITTED
     if marker.is_file():
@@ -130,21 +142,24 @@ def _fitted(
         now = {name: person.version for name, person in system.users.get_many(names).items()}
         if kept["made_of"] == made_of and kept["versions"] == now:
             cost |= kept["cost"]
-            return kept["versions"], kept["before"]
+            return Fitted(**{name: kept[name] for name in Fitted._fields})
+    had_rewards = system.rewards is not None
     if population is None:
-        lacking = not (system.folder / POPULATION).is_file() or (rewards and system.rewards is None)
+        lacking = not (system.folder / POPULATION).is_file() or (rewards and not had_rewards)
         population = lacking and len(names) > 1
     if population:
-        small = LatentDPOSettings(seed=settings.seed) if isinstance(settings, FullEncoderSettings) else settings
+        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings(seed=settings.seed)
         with _timed(cost, "population_seconds"):
             system.fit_population(train, small, rewards=rewards, cache=cache, show_progress=show_progress)
     before = list(system.users.get_many(names))
+    full = isinstance(settings, FullEncoderSettings)
     with _timed(cost, "fit_seconds"):
         versions = system.fit_users(train, settings, full=full, cache=cache, show_progress=show_progress)
     cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
-    kept = {"made_of": made_of, "versions": versions, "before": before, "cost": cost}
-    marker.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    return versions, before
+    outdated = len(system.users) - len(names) if population and rewards and had_rewards else 0
+    fitted = Fitted(versions, before, outdated)
+    marker.write_text(json.dumps({"made_of": made_of, **fitted._asdict(), "cost": cost}) + "\n", encoding="utf-8")
+    return fitted
 
 
 def _digest(pairs: Dataset) -> str:

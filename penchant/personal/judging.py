@@ -33,7 +33,7 @@ ANSWERED = 6
 def margins(
     system: PersonalLLM, pairs: Dataset, *, cache: str | Path | None = None, show_progress: bool = False
 ) -> dict[str, Array]:
-    """How far each pair's chosen response is ahead, float32 [n], by what is known of who judged it and by what all share.
+    """How far each pair's chosen response is ahead, by what is known of who judged and by what all share: float32 [n].
 
     {latent_own, latent_pooled} by p(z | x); with personal rewards {taste_own, taste_pooled} as well, by the scores of
     tastes. Texts whose latents are in `cache` are not run. InputError for somebody unknown, or without a taste.

@@ -48,8 +48,8 @@ class Known:
     def generate(self, prompts: list[str], user_id: str | None = None, **_: Any) -> list[list[str]]:
         return [["the usual"] if user_id is None else [TEXTS[user_id]] for _ in prompts]
 
-    def z(self, prompts: list[str], user_id: str | None = None) -> torch.Tensor:
-        return torch.tensor([self.at[user_id]] * len(prompts))
+    def mean_z(self, prompts: list[str], user_ids: list[str | None]) -> torch.Tensor:
+        return torch.tensor([self.at[user_id] for user_id in user_ids])
 
 
 def known(z: dict[str | None, list[float]] | None = None) -> Any:
@@ -167,10 +167,10 @@ def test_it_is_said_where_z_is_not_used(change: dict[str, float], says: str | No
 
 
 def test_it_is_said_where_knowing_people_does_not_pay() -> None:
-    def said(low: float, high: float, pairs: int = 9, before: tuple[str, ...] = ()) -> list[str]:
+    def said(low: float, high: float, pairs: int = 9, before: tuple[str, ...] = (), gone: int = 0) -> list[str]:
         people = [{"user_id": f"u{i}", "pairs": pairs} for i in range(7)]
         gain = {"taste": {"value": (low + high) / 2, "low": low, "high": high}}
-        return people_warnings({"gain": gain, "people": people, "system": {"z": FIGURES}}, before)
+        return people_warnings({"gain": gain, "people": people, "system": {"z": FIGURES}}, before, gone)
 
     assert said(0.01, 0.05) == []
     assert said(-0.01, 0.05)[0].startswith(
@@ -181,3 +181,4 @@ def test_it_is_said_where_knowing_people_does_not_pay() -> None:
     assert few == "Fewer than 5 pairs were given by 7 of 7 people: u0, u1, u2, u3, u4 and 2 more."
     (again,) = said(0.01, 0.05, before=("u1",))
     assert again.startswith("Known before, and fitted on from there: u1.")
+    assert said(0.01, 0.05, gone=3)[0].startswith("Rewards were fitted anew: the tastes of 3 people")
