@@ -6,7 +6,7 @@ Made from metrics.json alone, in the manner of `report`. FIGURE is {value, low, 
     data         {train {name, people, pairs, prompts, skipped, sources}, test {the same, strangers (people of whom
                  nothing is known, left out)}}
     system       {folder, base, dtype, latent, full (an encoder a person), rewards, population, people (all known),
-                 bytes_per_user, z {see `evaluate_clap`}}
+                 bytes_each (of what is kept of one), z {see `evaluate_clap`}}
     accuracy     {taste_own, taste_pooled, latent_own, latent_pooled, longer: FIGURE}: by the score of a person's own
                  taste and of the population's, by p(z | x) of both, by length
     gain         {taste, latent: FIGURE}: own minus pooled, pair by pair
@@ -104,7 +104,7 @@ def tiles(metrics: Metrics) -> str:
     if won:
         shown.append(("Answers won", percent(won.get("value")), f"by their own taste, {interval(won)}"))
     if finite(system.get("people")):
-        shown.append(("People known", count(system["people"]), f"{count(system.get('bytes_per_user'))} bytes each"))
+        shown.append(("People known", count(system["people"]), f"{count(system.get('bytes_each'))} bytes each"))
     if finite(spent.get("total_seconds")):
         rate = spent.get("people_per_second")
         note = f"{number(rate, 2)} people fitted a second" if finite(rate) else ""
@@ -303,7 +303,7 @@ def cost(metrics: Metrics) -> Section | None:
             ("People fitted a second", number(spent.get("people_per_second"))),
             ("Judging", duration(spent.get("judge_seconds"))),
             ("Answers", duration(spent.get("answer_seconds"))),
-            ("Bytes a person", count(part(metrics, "system").get("bytes_per_user"))),
+            ("Bytes a person", count(part(metrics, "system").get("bytes_each"))),
             ("Peak memory", f"{count(memory)} MB" if finite(memory) else ""),
         ]
     )

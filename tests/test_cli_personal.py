@@ -201,6 +201,21 @@ def test_one_persons_pairs_and_a_test_file(work: Path, fitted: Path, capsys: pyt
     assert fit(work, "one", "run-two", *more, data="eve-named.jsonl") == 0
     assert metrics(work / "run-two")["data"]["test"]["strangers"] == 1
     assert "left out: 1" in Page(work / "run-two" / "report.html").text
+    write(work / "new.jsonl", judged({"gil": True, "hal": False}))
+    assert fit(work, "one", "run-three", "--examples", "0", "--population", "true", data="new.jsonl") == 0
+    assert "the tastes of 5 people who are not in these pairs ended" in capsys.readouterr().out
+
+
+def test_a_whole_encoder_a_person(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy(work, work / "system", "whole")
+    more = ("--full", "true", "--steps", "3", "--examples", "0", "--rewards", "false")
+    assert fit(work, "whole", "run-whole", *more) == 0
+    found = metrics(work / "run-whole")
+    assert found["system"]["full"] is True
+    assert found["system"]["bytes_each"] > 10_000
+    assert "an encoder of their own" in Page(work / "run-whole" / "report.html").text
+    assert fit(work, "whole", "run-whole-2", *more, "--pull", "1") == 2
+    assert "--pull belongs to the small form" in capsys.readouterr().err
 
 
 # Using what was fitted
@@ -270,7 +285,7 @@ def test_people_are_listed_shown_restored_forgotten_and_carried(
         return capsys.readouterr().out
 
     capsys.readouterr()
-    assert said().startswith("4 people, ")
+    assert said().startswith("4 people in ")
     assert [line.split()[-1] for line in said().splitlines()[2:]] == sorted(LIKES)
     assert "dan" not in said("--limit", "2")
     assert "past bob" in said("--limit", "2")

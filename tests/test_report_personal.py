@@ -35,7 +35,7 @@ def fitted(names):
             "rewards": True,
             "population": True,
             "people": 9,
-            "bytes_per_user": 3211.4,
+            "bytes_each": 3211.4,
             "z": {"nats_per_token": 1.21, "plain": 1.31, "prior": 1.29, "active_units": 18.0, "responses": 200.0},
         },
         "accuracy": {
@@ -263,6 +263,7 @@ def test_the_map_has_one_scale_and_room_for_everybody():
     assert (cx - x, y - cy) == pytest.approx((-2 * unit, 0.5 * unit), abs=0.3)
     height = float(re.search(r'viewBox="0 0 320 ([\d.]+)"', drawn)[1])
     assert all(40 <= px <= 312 and 24 <= py <= height - 40 for px, py in dots)
+    assert f">{short('x' * 300)}</text>" in scatter([Place("x" * 300, 1.0, 1.0)], "all", "x", "y")
     assert f"rotate(45 {x:g} {y:g})" in drawn.replace(".0 ", " ").replace(".0)", ")")
 
 

@@ -13,6 +13,7 @@ from penchant.personal.clap_training import ClapSettings
 from penchant.personal.encoder import LATENT
 from penchant.personal.fit_run import fit_run
 from penchant.personal.fitting import LatentDPOSettings
+from penchant.personal.full_encoder import FullEncoderSettings
 from penchant.personal.people_pairs import hold_out, with_people
 from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import latent_warnings
@@ -156,9 +157,10 @@ def fit(
     population: bool | None = None,
     full: bool = False,
     rewards: bool = True,
-    steps: int = LatentDPOSettings.steps,
-    beta: float = LatentDPOSettings.beta,
-    pull: float = LatentDPOSettings.pull,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    beta: float | None = None,
+    pull: float | None = None,
     examples: int = 8,
     max_new_tokens: int = 64,
     columns: dict[str, str] | None = None,
@@ -181,10 +183,11 @@ def fit(
         test_share: that share.
         population: fit what all share first; by default where the system has none yet and there are two people or more.
         full: fit an encoder of their own for each person, as the authors do, not a small head on shared features.
-        rewards: fit a taste that scores responses, too; it takes a pass of the LLM over the pairs.
-        steps: down the loss of all pairs of a person.
-        beta: of the loss.
-        pull: how strongly a person is held to what they start from.
+        rewards: what all share has tastes, too, which score responses; they take a pass of the LLM over the pairs.
+        steps: 30 by default, each on all pairs of a person, with --full 200 of up to 64 pairs.
+        learning_rate: of the encoder's Adam; 1e-4 by default. With --full alone.
+        beta: of the loss; 0.1 by default.
+        pull: how strongly a person is held to what they start from; 0.01 by default. Not with --full.
         examples: held-out prompts that are answered for up to six people; 0 for none, which saves the LLM's answers.
         max_new_tokens: longest answer.
         columns: the data's column names for ours, for example {worker: user_id}.
@@ -195,7 +198,13 @@ def fit(
         seed: of what is held out, the candidates of z and the intervals.
     """
     config = dict(locals())
-    settings = LatentDPOSettings(steps=steps, beta=beta, pull=pull, seed=seed)
+    if full and pull is not None:
+        raise InputError("--pull belongs to the small form of a person; leave it out with --full")
+    if not full and learning_rate is not None:
+        raise InputError("--learning_rate belongs to --full; the small form of a person finds its own")
+    given = {"steps": steps, "learning_rate": learning_rate, "beta": beta, "pull": pull}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = (FullEncoderSettings if full else LatentDPOSettings)(**chosen, seed=seed)
     if examples < 0 or max_new_tokens < 1:
         raise InputError(f"examples is {examples} and max_new_tokens {max_new_tokens}; give 0 or more, and 1 or more.")
     run = Run(out, "people", config)
@@ -214,7 +223,6 @@ def fit(
         run.folder,
         settings,
         population=population,
-        full=full,
         rewards=rewards,
         examples=examples,
         max_new_tokens=max_new_tokens,
@@ -251,7 +259,7 @@ def people_summary(metrics: dict[str, Any]) -> str:
     lines.append(
         f"fitted {data['train']['people']:,} people in {cost['fit_seconds']:.1f} s"
         f" ({cost['people_per_second']:,.1f} a second); {metrics['system']['people']:,} are known,"
-        f" {metrics['system']['bytes_per_user']:,.0f} bytes each"
+        f" {metrics['system']['bytes_each']:,.0f} bytes each"
     )
     return "\n".join([*lines, *(f"warning: {printable(sentence)}" for sentence in metrics["warnings"])])
 

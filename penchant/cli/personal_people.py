@@ -211,20 +211,25 @@ def opened(system: str) -> Users:
 def shown(known: Users, user_id: str) -> str:
     """The versions of one person."""
     person, history = known.known(user_id), known.history(user_id)
-    size = sum(vector.nbytes for vector in person.vectors.values())
-    lines = [f"{printable(user_id)}: {person.pairs:,} pairs, {size:,} bytes of numbers", "version  pairs  updated"]
+    lines = [
+        f"{printable(user_id)}: {person.pairs:,} pairs, {person.size:,} bytes a version",
+        "version  pairs  updated",
+    ]
     lines += [f"{entry.version:7}  {entry.pairs:5}  {when(entry.updated)}" for entry in history]
     return "\n".join(lines)
 
 
 def listed(known: Users, prefix: str, after: str | None, limit: int) -> str:
     """How many there are, and some of them."""
-    lines = [f"{len(known):,} people, {known.bytes_per_user:,.0f} bytes each: {known.path}"]
+    count = len(known)
+    lines = [f"{count:,} people in {known.bytes_per_user * count:,.0f} bytes: {known.path}"]
     found = known.ids(prefix, limit, after)
     if found:
-        lines.append("pairs  version  updated           id")
-    for person in known.get_many(found).values():
-        lines.append(f"{person.pairs:5}  {person.version:7}  {when(person.updated)}  {printable(person.user_id)}")
+        lines.append("pairs  version  bytes  updated           id")
+    lines += [
+        f"{person.pairs:5}  {person.version:7}  {person.size:5}  {when(person.updated)}  {printable(person.user_id)}"
+        for person in known.get_many(found).values()
+    ]
     if found and known.ids(prefix, 1, found[-1]):
         lines.append(f"and more, past {printable(found[-1])}: list them with --after")
     return "\n".join(lines)

@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -17,8 +18,9 @@ from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.pairs import describe
 from penchant.personal.fitting import LatentDPOSettings
-from penchant.personal.judging import ANSWERED, compare_answers, judge
-from penchant.personal.people import POPULATION
+from penchant.personal.full_encoder import FullEncoderSettings
+from penchant.personal.judging import ANSWERED, compare_answers, judge, margins
+from penchant.personal.people import POPULATION, Settings
 from penchant.personal.people_map import people_map
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
@@ -27,6 +29,18 @@ from penchant.personal.watch import people_warnings
 FITTED = "fitted.json"
 """Says in a run's folder that its people are in the database already: what a killed run must not do twice."""
 
+SIZED = 100
+"""People whose mean size is told, at most."""
+
+
+class Fitted(NamedTuple):
+    versions: dict[str, int]
+    """By person, after the fit."""
+    before: list[str]
+    """Who was known before."""
+    outdated: int
+    """People whose tastes belong to rewards that are no longer."""
+
 
 def fit_run(
     system: PersonalLLM,
@@ -34,10 +48,9 @@ def fit_run(
     test: Dataset,
     names: tuple[str, str],
     folder: Path,
-    settings: LatentDPOSettings,
+    settings: Settings,
     *,
     population: bool | None = None,
-    full: bool = False,
     rewards: bool = True,
     examples: int = 8,
     max_new_tokens: int = 64,
@@ -49,14 +62,16 @@ def fit_run(
     Args:
         names: what train and test are called.
         folder: of the run. One that was killed after its people were kept does not fit them again.
-        population: fit what all share first; None does so where the system has none and the pairs are not one person's.
-        full, rewards, cache: as `PersonalLLM.fit_users` and `fit_population` take them.
+        settings: of the compact form or of the full one, which they choose for who is new.
+        population: fit what all share first; None does so where the system lacks it and the pairs are not one person's.
+        rewards: tastes belong to what all share.
+        cache: folder of the latents' cache.
         examples: held-out prompts that a few people's answers are compared on; 0 for none.
 
     Raises InputError where nobody in `test` is known.
     """
     cost: dict[str, Any] = {}
-    versions, before = _fitted(system, train, folder, settings, population, full, rewards, cache, cost, show_progress)
+    fitted = _fitted(system, train, folder, settings, population, rewards, cache, cost, show_progress)
     known = set(system.users.get_many(list(rows_by_person(test))))
     rows = [row for row, who in enumerate(test["user_id"]) if who in known]
     if not rows:
@@ -65,14 +80,15 @@ def fit_run(
         )
     judged, strangers = test.select(rows), len(rows_by_person(test)) - len(known)
     with _timed(cost, "judge_seconds"):
-        metrics = judge(system, judged, seed=settings.seed, show_progress=show_progress)
+        found = margins(system, judged, cache=cache, show_progress=show_progress)
+        metrics = judge(judged, found, settings.seed)
     pairs_of = {name: len(own) for name, own in rows_by_person(train).items()}
     for one in metrics["people"]:
-        one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": versions.get(one["user_id"])}
+        one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": fitted.versions.get(one["user_id"])}
     most = sorted(metrics["people"], key=lambda one: (-one["held_out"], one["user_id"]))
     people = [one["user_id"] for one in most]
     prompts = _prompts(judged, settings.seed)
-    metrics["map"] = people_map(system, prompts, people, show_progress)
+    metrics["map"] = people_map(system, prompts, people)
     if examples:
         with _timed(cost, "answer_seconds"):
             shown = people[:ANSWERED]
@@ -92,17 +108,17 @@ def fit_run(
         "system": {
             "folder": str(system.folder),
             **{name: system.facts[name] for name in ("base", "dtype", "latent")},
-            "full": full,
+            "full": isinstance(settings, FullEncoderSettings),
             "rewards": system.rewards is not None,
             "population": (system.folder / POPULATION).is_file(),
             "people": len(system.users),
-            "bytes_per_user": system.users.bytes_per_user,
+            "bytes_each": float(np.mean([person.size for person in system.users.get_many(people[:SIZED]).values()])),
             "z": system.facts["figures"],
         },
         "seed": settings.seed,
         "cost": cost,
     }
-    metrics["warnings"] = people_warnings(metrics, before)
+    metrics["warnings"] = people_warnings(metrics, fitted.before, fitted.outdated)
     return metrics
 
 
@@ -110,36 +126,40 @@ def _fitted(
     system: PersonalLLM,
     train: Dataset,
     folder: Path,
-    settings: LatentDPOSettings,
+    settings: Settings,
     population: bool | None,
-    full: bool,
     rewards: bool,
     cache: str | Path | None,
     cost: dict[str, Any],
     show_progress: bool,
-) -> tuple[dict[str, int], list[str]]:
-    """Everybody's version, and who was known before, after a fit or from the run that was killed after it."""
+) -> Fitted:
+    """Fit what is asked for, or take over what a run that was killed afterwards did."""
     names = list(rows_by_person(train))
-    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "full": full, "rewards": rewards}
+    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings)}
     marker = folder / FITTED
     if marker.is_file():
         kept = json.loads(marker.read_text(encoding="utf-8"))
         now = {name: person.version for name, person in system.users.get_many(names).items()}
         if kept["made_of"] == made_of and kept["versions"] == now:
             cost |= kept["cost"]
-            return kept["versions"], kept["before"]
+            return Fitted(**{name: kept[name] for name in Fitted._fields})
+    had_rewards = system.rewards is not None
     if population is None:
-        population = not (system.folder / POPULATION).is_file() and len(names) > 1
+        lacking = not (system.folder / POPULATION).is_file() or (rewards and not had_rewards)
+        population = lacking and len(names) > 1
     if population:
+        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings(seed=settings.seed)
         with _timed(cost, "population_seconds"):
-            system.fit_population(train, settings, rewards=rewards, cache=cache, show_progress=show_progress)
+            system.fit_population(train, small, rewards=rewards, cache=cache, show_progress=show_progress)
     before = list(system.users.get_many(names))
+    full = isinstance(settings, FullEncoderSettings)
     with _timed(cost, "fit_seconds"):
         versions = system.fit_users(train, settings, full=full, cache=cache, show_progress=show_progress)
     cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
-    kept = {"made_of": made_of, "versions": versions, "before": before, "cost": cost}
-    marker.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    return versions, before
+    outdated = len(system.users) - len(names) if population and rewards and had_rewards else 0
+    fitted = Fitted(versions, before, outdated)
+    marker.write_text(json.dumps({"made_of": made_of, **fitted._asdict(), "cost": cost}) + "\n", encoding="utf-8")
+    return fitted
 
 
 def _digest(pairs: Dataset) -> str:

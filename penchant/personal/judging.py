@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from penchant.chat import Text
+from penchant.encode import encode_pairs
 from penchant.evaluate.accuracy import (
     accuracy_interval,
     correctness,
@@ -22,27 +24,55 @@ from penchant.latents import Array
 from penchant.pairs import prompt_groups, to_text
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
+from penchant.store_views import open_store
 
 ANSWERED = 6
 """People whose answers are shown, at most."""
 
 
-def judge(system: PersonalLLM, test: Dataset, *, seed: int = 0, show_progress: bool = False) -> dict[str, Any]:
-    """What metrics.json says of people on pairs that they judged: accuracy, gain and people; see `report_personal`.
+def margins(
+    system: PersonalLLM, pairs: Dataset, *, cache: str | Path | None = None, show_progress: bool = False
+) -> dict[str, Array]:
+    """How far each pair's chosen response is ahead, by what is known of who judged and by what all share: float32 [n].
 
-    Pairs are ordered by the score of a person's own taste and of the population's (taste_own, taste_pooled), where the
-    system has personal rewards, and by p(z | x) of both (latent_own, latent_pooled). Ties count one half. Intervals are
-    over people and prompts, those of one person over prompts. Everybody in `test` must be known.
+    {latent_own, latent_pooled} by p(z | x); with personal rewards {taste_own, taste_pooled} as well, by the scores of
+    tastes. Texts whose latents are in `cache` are not run. InputError for somebody unknown, or without a taste.
     """
-    groups, people = prompt_groups(test), rows_by_person(test)
-    owner = np.zeros(len(test), np.int64)
+    people = tqdm(rows_by_person(pairs).items(), desc="judge", disable=not show_progress, leave=False)
+    names = [f"{kind}_{whose}" for kind in ("taste", "latent") for whose in ("own", "pooled")]
+    found = {name: np.zeros(len(pairs), np.float32) for name in names}
+    found["latent_pooled"] = system.latent_margins(pairs)
+    if system.rewards is None:
+        del found["taste_own"], found["taste_pooled"]
+    else:
+        head, recipe = system.rewards.head, system.rewards.recipe
+        store = open_store(cache, recipe)
+        latents = encode_pairs(
+            system.rewards.backbone, pairs, recipe.views, store, show_progress=show_progress, label="encode to judge"
+        )
+        found["taste_pooled"] = head.score(latents.chosen) - head.score(latents.rejected)
+    for name, rows in people:
+        found["latent_own"][rows] = system.latent_margins(pairs.select(rows), name)
+        if system.rewards is not None:
+            own = system.rewards_of(name).head
+            found["taste_own"][rows] = own.score(latents.chosen[rows]) - own.score(latents.rejected[rows])
+    return found
+
+
+def judge(pairs: Dataset, found: Mapping[str, Array], seed: int = 0) -> dict[str, Any]:
+    """What metrics.json says of people on pairs that they judged, by `margins` [n]: accuracy, gain and people; see
+    `report_personal`.
+
+    Ties count one half. Intervals are over people and prompts, those of one person over prompts.
+    """
+    groups, people = prompt_groups(pairs), rows_by_person(pairs)
+    owner = np.zeros(len(pairs), np.int64)
     for number, rows in enumerate(people.values()):
         owner[rows] = number
-    found = margins(system, test, people, show_progress)
     right = {name: correctness(margin, np.zeros(len(margin))) for name, margin in found.items()}
-    right["longer"] = longer_text(test)
-    pairs_of_kinds = {kind: (f"{kind}_own", f"{kind}_pooled") for kind in ("taste", "latent") if f"{kind}_own" in right}
-    own, pooled = next(iter(pairs_of_kinds.values()))
+    right["longer"] = longer_text(pairs)
+    kinds = {kind: (f"{kind}_own", f"{kind}_pooled") for kind in ("taste", "latent") if f"{kind}_own" in right}
+    own, pooled = next(iter(kinds.values()))
 
     def overall(correct: Array) -> dict[str, Any]:
         return not_certain(crossed_mean(correct, owner, groups, seed=seed), len(np.unique(groups)))._asdict()
@@ -51,7 +81,7 @@ def judge(system: PersonalLLM, test: Dataset, *, seed: int = 0, show_progress: b
         "accuracy": {name: overall(correct) for name, correct in right.items()},
         "gain": {
             kind: crossed_mean(right[one] - right[other], owner, groups, seed=seed)._asdict()
-            for kind, (one, other) in pairs_of_kinds.items()
+            for kind, (one, other) in kinds.items()
         },
         "people": [
             {
@@ -63,33 +93,6 @@ def judge(system: PersonalLLM, test: Dataset, *, seed: int = 0, show_progress: b
             for name, rows in people.items()
         ],
     }
-
-
-def margins(
-    system: PersonalLLM, test: Dataset, people: Mapping[str, Array], show_progress: bool = False
-) -> dict[str, Array]:
-    """How far each pair's chosen response is ahead, float [n], by what is known of its person and of the population."""
-    kinds = {"latent": _latent_margins, **({"taste": _taste_margins} if system.rewards is not None else {})}
-    found = {}
-    for kind in sorted(kinds, reverse=True):
-        found[f"{kind}_pooled"] = kinds[kind](system, test, None)
-        own = np.zeros(len(test), np.float32)
-        for name, rows in tqdm(people.items(), desc=f"judge by {kind}", disable=not show_progress, leave=False):
-            own[rows] = kinds[kind](system, test.select(rows), name)
-        found[f"{kind}_own"] = own
-    return found
-
-
-def _taste_margins(system: PersonalLLM, pairs: Dataset, user_id: str | None) -> Array:
-    prompts = pairs["prompt"][:]
-    scores = system.score([*prompts, *prompts], [*pairs["chosen"], *pairs["rejected"]], user_id)
-    margin: Array = scores[: len(pairs)] - scores[len(pairs) :]
-    return margin
-
-
-def _latent_margins(system: PersonalLLM, pairs: Dataset, user_id: str | None) -> Array:
-    margin: Array = system.latent_margins(pairs, user_id)
-    return margin
 
 
 def compare_answers(

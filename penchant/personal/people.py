@@ -206,6 +206,12 @@ class People:
         """p(z | x) [n, latent] of a person, or of the population; InputError for somebody unknown."""
         return self._p_z(self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts)), user_id)
 
+    def mean_z(self, prompts: Sequence[Text], user_ids: Sequence[str | None]) -> Tensor:
+        """`z` of many people, averaged over the prompts, which are read once: [people, latent]."""
+        items = self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts))
+        coordinates = self.coordinates(prompt_features(self.clap, items))
+        return torch.stack([self._p_z(items, user_id, coordinates).mean.mean(0) for user_id in user_ids])
+
     def latent_margins(self, pairs: Dataset, user_id: str | None = None) -> NDArray[np.float32]:
         """How a person's p(z | x) orders n pairs, or the population's, without a layer of the LLM: float32 [n],
 
@@ -227,14 +233,18 @@ class People:
 
         InputError where no rewards were fitted, for somebody unknown or without a taste, and as `RewardModel.score`.
         """
+        return self.rewards_of(user_id).score(prompts, responses)
+
+    def rewards_of(self, user_id: str | None = None) -> RewardModel:
+        """The reward model of a person, or the population's; InputError as `score` says."""
         if self.rewards is None:
             raise InputError("there are no rewards yet; fit the population on the pairs of two people or more.")
         if user_id is None:
-            return self.rewards.score(prompts, responses)
+            return self.rewards
         taste = Known.of(self.users.known(user_id), name_of(self.rewards)).taste
         if taste is None:
             raise InputError(f"{user_id!r} was fitted before these rewards were; fit this person again on some pairs.")
-        return in_taste(self.rewards, taste).score(prompts, responses)
+        return in_taste(self.rewards, taste)
 
     def _p_z(self, prompts: Sequence[Tokens], user_id: str | None, coordinates: Tensor | None = None) -> Gaussian:
         """p(z | x) at n prompts, whose coordinates [n, r + 1] are read where they are not given."""

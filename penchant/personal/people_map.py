@@ -6,29 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from penchant.chat import Text
-from penchant.personal.system import PersonalLLM
+from penchant.personal.people import People
 
-MAPPED = 300
+MAPPED = 1000
 """People on a map, at most."""
 PROMPTS = 32
 """Prompts that z is averaged over, at most."""
 
 
-def people_map(
-    system: PersonalLLM, prompts: Sequence[Text], people: Sequence[str], show_progress: bool = False
-) -> dict[str, Any]:
+def people_map(system: People, prompts: Sequence[Text], people: Sequence[str]) -> dict[str, Any]:
     """The first MAPPED of the people, and the population, in two dimensions.
 
     {people [{user_id, x, y}], explained [2] (the share of the spread that x and y hold), prompts}. The population is
     at (0, 0). The prior of z has deviation 1 in every direction, so x and y are in its deviations; signs are chosen so
     that the largest coordinate is positive.
     """
-    asked = list(prompts[:PROMPTS])
-    who = tqdm(people[:MAPPED], desc="map", disable=not show_progress, leave=False)
-    z = np.stack([system.z(asked, name).mean(0).double().cpu().numpy() for name in (None, *who)])
+    asked = prompts[:PROMPTS]
+    z = system.mean_z(asked, [None, *people[:MAPPED]]).double().numpy()
     _, sizes, axes = np.linalg.svd(z - z.mean(0), full_matrices=False)
     places = np.zeros((len(z), 2))
     flat = (z - z[0]) @ axes[:2].T

@@ -27,8 +27,8 @@ def latent_warnings(figures: Mapping[str, float]) -> list[str]:
     return []
 
 
-def people_warnings(metrics: Mapping[str, Any], known_before: Sequence[str]) -> list[str]:
-    """What a reader of a fit's metrics must not overlook."""
+def people_warnings(metrics: Mapping[str, Any], known_before: Sequence[str] = (), outdated: int = 0) -> list[str]:
+    """What a reader of a fit's metrics must not overlook; see `fit_run.Fitted` for the others."""
     said = []
     kind, figure = next(iter(metrics["gain"].items()))
     by = {"taste": "taste", "latent": "p(z | x)"}[kind]
@@ -52,6 +52,11 @@ def people_warnings(metrics: Mapping[str, Any], known_before: Sequence[str]) -> 
         said.append(
             f"Known before, and fitted on from there: {_names(known_before)}. If they gave these very pairs then, they "
             "count twice now, and held-out pairs may have been seen; forget them and fit anew."
+        )
+    if outdated:
+        said.append(
+            f"Rewards were fitted anew: the tastes of {outdated:,} people who are not in these pairs ended with the "
+            "old ones; fit them again on pairs of theirs."
         )
     return said + latent_warnings(metrics["system"]["z"])
 

@@ -45,15 +45,11 @@ class Known:
         likes = 0 if user_id is None else (1 if user_id.isupper() else -1)
         return np.array([likes * len(text) for text in responses], np.float32)
 
-    def latent_margins(self, some: Dataset, user_id: str | None = None) -> Any:
-        sign = 1.0 if user_id is None else -1.0  # as wrong as can be about small letters, right about the others
-        return np.array([sign * (len(row["chosen"]) - len(row["rejected"])) for row in some], np.float32)
-
     def generate(self, prompts: list[str], user_id: str | None = None, **_: Any) -> list[list[str]]:
         return [["the usual"] if user_id is None else [TEXTS[user_id]] for _ in prompts]
 
-    def z(self, prompts: list[str], user_id: str | None = None) -> torch.Tensor:
-        return torch.tensor([self.at[user_id]] * len(prompts))
+    def mean_z(self, prompts: list[str], user_ids: list[str | None]) -> torch.Tensor:
+        return torch.tensor([self.at[user_id] for user_id in user_ids])
 
 
 def known(z: dict[str | None, list[float]] | None = None) -> Any:
@@ -61,7 +57,17 @@ def known(z: dict[str | None, list[float]] | None = None) -> Any:
 
 
 def test_own_and_pooled_are_compared_pair_by_pair() -> None:
-    found = judge(known(), pairs({"A": 6, "b": 3}))
+    data = pairs({"A": 6, "b": 3})
+    longer = np.array([len(row["chosen"]) - len(row["rejected"]) for row in data])
+    found = judge(
+        data,
+        {
+            "taste_own": np.ones(9),
+            "taste_pooled": np.zeros(9),  # knows nothing: ties
+            "latent_own": -longer,
+            "latent_pooled": longer,
+        },
+    )
     value = {name: figure["value"] for name, figure in found["accuracy"].items()}
     assert value == pytest.approx(
         {"taste_own": 1, "taste_pooled": 0.5, "latent_own": 3 / 9, "latent_pooled": 6 / 9, "longer": 6 / 9}
@@ -74,14 +80,9 @@ def test_own_and_pooled_are_compared_pair_by_pair() -> None:
     assert (b["user_id"], b["held_out"], b["longer"], b["taste_pooled"], b["latent_own"]) == ("b", 3, 0, 0.5, 1)
     assert a["gain"]["value"] == 0.5
     assert found["accuracy"]["taste_own"]["low"] < 0.7  # all right on 6 prompts is not certain
-
-
-def test_without_rewards_z_alone_is_judged() -> None:
-    system = known()
-    system.rewards = None
-    found = judge(system, pairs({"A": 6, "b": 3}))
-    assert list(found["accuracy"]) == ["latent_pooled", "latent_own", "longer"]
-    assert found["people"][0]["gain"]["value"] == -1
+    alone = judge(data, {"latent_own": -longer, "latent_pooled": longer})
+    assert list(alone["accuracy"]) == ["latent_own", "latent_pooled", "longer"]
+    assert alone["people"][0]["gain"]["value"] == -1
 
 
 def test_answers_win_by_their_own_persons_taste() -> None:
@@ -95,7 +96,9 @@ def test_answers_win_by_their_own_persons_taste() -> None:
 
 def test_a_map_keeps_distances_in_the_plane_of_people() -> None:
     z: dict[str | None, list[float]] = {None: [1.0, 1, 1], "a": [3.0, 1, 1], "b": [1.0, 2, 1], "c": [-3.0, 1, 1]}
+    turned = people_map(known({name: [-v for v in at] for name, at in z.items()}), ["p", "q"], ["a", "b", "c"])
     found = people_map(known(z), ["p", "q"], ["a", "b", "c"])
+    assert turned["people"] == found["people"]  # signs are chosen
     at = {one["user_id"]: np.array([one["x"], one["y"]]) for one in found["people"]}
     assert [np.linalg.norm(at[name]) for name in "abc"] == pytest.approx([2, 1, 4], abs=1e-5)  # from the population
     assert np.linalg.norm(at["a"] - at["b"]) == pytest.approx(5**0.5, abs=1e-5)
@@ -164,10 +167,10 @@ def test_it_is_said_where_z_is_not_used(change: dict[str, float], says: str | No
 
 
 def test_it_is_said_where_knowing_people_does_not_pay() -> None:
-    def said(low: float, high: float, pairs: int = 9, before: tuple[str, ...] = ()) -> list[str]:
+    def said(low: float, high: float, pairs: int = 9, before: tuple[str, ...] = (), gone: int = 0) -> list[str]:
         people = [{"user_id": f"u{i}", "pairs": pairs} for i in range(7)]
         gain = {"taste": {"value": (low + high) / 2, "low": low, "high": high}}
-        return people_warnings({"gain": gain, "people": people, "system": {"z": FIGURES}}, before)
+        return people_warnings({"gain": gain, "people": people, "system": {"z": FIGURES}}, before, gone)
 
     assert said(0.01, 0.05) == []
     assert said(-0.01, 0.05)[0].startswith(
@@ -178,3 +181,4 @@ def test_it_is_said_where_knowing_people_does_not_pay() -> None:
     assert few == "Fewer than 5 pairs were given by 7 of 7 people: u0, u1, u2, u3, u4 and 2 more."
     (again,) = said(0.01, 0.05, before=("u1",))
     assert again.startswith("Known before, and fitted on from there: u1.")
+    assert said(0.01, 0.05, gone=3)[0].startswith("Rewards were fitted anew: the tastes of 3 people")
