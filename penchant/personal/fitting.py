@@ -38,7 +38,7 @@ class LatentDPOSettings:
     steps: int = 30
     """Down the loss of all pairs of a person."""
     beta: float = 0.1
-    pull: float = 0.01
+    pull: float = 0.0005
     """What holds a person where they start from, W_0, for each pair that was ever seen: a person's loss is
 
         mean over n new pairs + pull (1 + pairs seen before / n) |W_u - W_0|^2,

@@ -25,6 +25,7 @@ from penchant.personal.clap_training import ClapSettings, train_clap
 from penchant.personal.encoder import LATENT
 from penchant.personal.groups import Group, check_responses, groups_of
 from penchant.personal.people import People
+from penchant.personal.reach import Reach
 from penchant.personal.reading import Coordinates, prompt_features
 from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
@@ -38,7 +39,7 @@ all others to its prompt."""
 class PersonalLLM(People):
     """One frozen LLM that speaks to each person in their taste, and scores by it.
 
-    Attributes: those of `People`; `generator`; `facts`, what config.json says; `folder`.
+    Attributes: those of `People`; `generator`; `reach`, how far z may go; `facts`, what config.json says; `folder`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PersonalLLM(People):
     ) -> None:
         super().__init__(clap, coordinates, folder, facts["digest"])
         self.generator, self.facts = generator, facts
+        self.reach = Reach(torch.tensor(facts["reach"]["slope"]), facts["reach"]["bend"])
 
     @classmethod
     def pretrain(
@@ -119,6 +121,7 @@ class PersonalLLM(People):
         figures = evaluate_clap(clap, held_out, plain=plain)
         coordinates = Coordinates.of(prompt_features(clap, [group[0] for group in groups]))
         weights = _weights(clap, coordinates)
+        reach = Reach.of(clap.eval(), generator, prompts, train, seed)
         facts = {
             "base": model,
             "asked_revision": None,
@@ -130,6 +133,7 @@ class PersonalLLM(People):
             "settings": asdict(settings),
             "sampling": sampling,
             "figures": figures,
+            "reach": {"slope": reach.slope.tolist(), "bend": reach.bend},
             "log": log,
             "digest": _digest(weights),
         }
@@ -167,7 +171,10 @@ class PersonalLLM(People):
         seed: int = 0,
         show_progress: bool = False,
     ) -> list[list[str]]:
-        """`answers` texts for each prompt in the taste of a person, or of nobody in particular."""
+        """`answers` texts for each prompt in the taste of a person, or of nobody in particular.
+
+        z is that of `z`, held within `reach`: where answers are about as likely as the LLM's own.
+        """
         return self.generator.sample(
             prompts,
             answers=answers,
@@ -175,7 +182,7 @@ class PersonalLLM(People):
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            z=self.z(prompts, user_id),
+            z=self.reach.within(self.z(prompts, user_id)),
             show_progress=show_progress,
         )
 
