@@ -68,7 +68,8 @@ class Reach:
         unit = z / length
         rise = (unit @ self.slope)[:, None]
         most = (-rise + (rise**2 + 4 * self.bend * MOST).sqrt()) / (2 * self.bend)
-        return unit * torch.minimum(length, most.clamp_max(FARTHEST))
+        found: Tensor = unit * torch.minimum(length, most.clamp_max(FARTHEST))
+        return found
 
 
 def likelier(clap: Clap, groups: Sequence[Group]) -> Tensor:
@@ -76,11 +77,13 @@ def likelier(clap: Clap, groups: Sequence[Group]) -> Tensor:
     z = [(q := clap.read(group).mean) - q.mean(0) for group in groups]
     said = [(each := per_token(clap, group)) - each.mean() for group in groups]
     x, y = torch.cat(z).double().cpu(), torch.cat(said).double().cpu()
-    return torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y).float()
+    toward: Tensor = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y).float()
+    return toward
 
 
 def per_token(clap: Clap, items: Sequence[Tokens]) -> Tensor:
     """Mean log-probability a token [n] of responses under the LLM as it is."""
     parts = in_batches(lambda some: clap.log_probs(some, None), list(items))
     lengths = torch.tensor([len(item.response) for item in items])
-    return torch.cat(parts).cpu() / lengths
+    found: Tensor = torch.cat(parts).cpu() / lengths
+    return found
