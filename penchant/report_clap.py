@@ -4,7 +4,7 @@ Made from metrics.json alone, in the manner of `report`; every part may be missi
 
     title, created, versions, seed, warnings [sentence]
     data         {name, prompts, skipped, given (responses a prompt in the data) | null (sampled)}
-    system       {folder, base, dtype, latent}
+    system       {folder, base, dtype, latent, adapter ("shift" | "positions")}
     z            what `evaluate_clap` says
     sampling     {answers_each, max_new_tokens, answers, new_tokens, seconds} | null
     settings     of `ClapSettings`
@@ -36,6 +36,7 @@ from penchant.report_html import (
 )
 from penchant.report_sections import Metrics, part
 
+ADAPTERS = {"shift": "is added to the LLM's states", "positions": "stands in front of the prompt"}
 CURVES = {
     "nats_per_token": ("nats a token", "answers, under their own z"),
     "kl": ("nats", "KL of the posterior"),
@@ -94,6 +95,7 @@ def used(metrics: Metrics) -> Section | None:
             ("With the answer's own z", nats(z.get("nats_per_token"))),
             ("With a z drawn at random", nats(z.get("prior"))),
             ("Without z, the LLM as it is", nats(z.get("plain"))),
+            ("A whole answer gains by z", gain_of(z)),
             ("Active units", f"{count(z.get('active_units'))} of {count(part(metrics, 'system').get('latent'))}"),
             ("Mutual information of z and the answer", f"{number(z.get('mutual_information'))} nats"),
             ("Likeliest under their own z", f"{percent(told)} of answers" if finite(told) else ""),
@@ -106,6 +108,11 @@ def used(metrics: Metrics) -> Section | None:
         "cannot exceed the logarithm of the number of answers judged."
     )
     return section("used", "Is z used?", says, data=listed)
+
+
+def gain_of(z: Metrics) -> str:
+    ends = f" ({number(z.get('gain_ci_low'))} to {number(z.get('gain_ci_high'))})"
+    return f"{number(z['gain'])} nats{ends}" if finite(z.get("gain")) else ""
 
 
 def nats(value: object) -> str:
@@ -155,6 +162,7 @@ def setting(metrics: Metrics) -> Section | None:
             ("LLM", escape(system.get("base") or "")),
             ("Number type", escape(system.get("dtype") or "")),
             ("Size of z", count(system.get("latent"))),
+            ("z", ADAPTERS.get(kind := system.get("adapter") or "", escape(kind))),
             *((escape(name.replace("_", " ").capitalize()), setting_of(value)) for name, value in settings.items()),
             ("Peak memory", f"{count(memory)} MB" if finite(memory) else ""),
         ]

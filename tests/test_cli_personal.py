@@ -49,7 +49,8 @@ def judged(likes: dict[str, bool] = LIKES) -> list[dict[str, Any]]:
 def pretrain(work: Path, data: str, out: Path, *more: str) -> int:
     small = ["--answers", "4", "--max_new_tokens", "6", "--latent", "8", "--epochs", "3", "--prompts", "2"]
     asked = ["personal", "pretrain", str(work / data), "--out", str(out), "--model", str(work / "llm")]
-    return main([*asked, "--dtype", "float32", *small, "--others", "1", "--learning_rate", "1e-2", *more])
+    small += ["--others", "1", "--learning_rate", "1e-2", "--cache", str(work / "cache")]
+    return main([*asked, "--dtype", "float32", *small, *more])
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,7 @@ def test_pretraining_says_whether_z_is_used(work: Path, capsys: pytest.CaptureFi
     page = Page(work / "system" / "report.html")
     assert "Is z used?" in page.text
     assert {"#used", "#training", "#setting"} == set(page.attributes("href"))
+    assert "is added to the LLM's states" in page.text
 
 
 def test_answers_in_the_data_take_the_place_of_sampled_ones(work: Path, tmp_path: Path) -> None:
@@ -109,6 +111,18 @@ def test_answers_in_the_data_take_the_place_of_sampled_ones(work: Path, tmp_path
         "given": 3.0,
     }
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_the_papers_way_is_one_word(work: Path, tmp_path: Path) -> None:
+    assert pretrain(work, "pairs.jsonl", tmp_path, "--published", "true") == 0
+    found = metrics(tmp_path)
+    assert (found["settings"]["begin_epochs"], found["settings"]["first_stage"], found["settings"]["others"]) == (
+        0,
+        0.5,
+        3,
+    )
+    assert found["system"]["adapter"] == "positions"
+    assert "stands in front of the prompt" in Page(tmp_path / "report.html").text
 
 
 def test_prompts_alone_serve_too(work: Path, tmp_path: Path) -> None:
@@ -319,19 +333,26 @@ WRONG = {
         "strangers.jsonl is known",
     ),
     "no system": ("fit {w}/llm {w}/pairs.jsonl", "no personal LLM"),
+    "a rate of the small form": ("fit {system} {w}/pairs.jsonl --learning_rate 1", "--learning_rate belongs to --full"),
     "no steps": ("fit {system} {w}/pairs.jsonl --steps 0", "steps is 0"),
     "too few examples": ("fit {system} {w}/pairs.jsonl --examples -1", "examples is -1"),
     "negative seed": ("fit {system} {w}/pairs.jsonl --seed -1", "the seed is -1"),
     "no pairs": ("fit {system} {w}/missing.jsonl", "missing.jsonl"),
     "one prompt to train on": (
-        "pretrain {w}/single.jsonl --out {w}/no --limit 1 --model {w}/llm",
+        "pretrain {w}/single.jsonl --out {no} --limit 1 --model {w}/llm",
         "1 prompts are too few",
     ),
-    "empty prompt": ("pretrain {w}/empty.jsonl --out {w}/no --model {w}/llm", '"prompt" is empty'),
-    "latent that does not divide": ("pretrain {w}/pairs.jsonl --out {w}/no --latent 6 --model {w}/llm", "latent is 6"),
-    "no epochs": ("pretrain {w}/pairs.jsonl --out {w}/no --epochs 0 --model {w}/llm", "epochs is 0"),
-    "rows of nothing": ("pretrain {w}/odd.jsonl --out {w}/no --model {w}/llm", '"chosen" is missing'),
-    "no LLM": ("pretrain {w}/pairs.jsonl --out {w}/no --model ./nowhere", "no folder at"),
+    "empty prompt": ("pretrain {w}/empty.jsonl --out {no} --model {w}/llm", '"prompt" is empty'),
+    "latent that does not divide": ("pretrain {w}/pairs.jsonl --out {no} --latent 6 --model {w}/llm", "latent is 6"),
+    "no epochs": ("pretrain {w}/pairs.jsonl --out {no} --epochs -1 --model {w}/llm", "epochs is -1"),
+    "nothing trained": ("pretrain {w}/pairs.jsonl --out {no} --begin_epochs 0 --model {w}/llm", "are both 0"),
+    "an LLM that is not trained": (
+        "pretrain {w}/pairs.jsonl --out {no} --unfreeze true --model {w}/llm",
+        "epochs is 0",
+    ),
+    "an adapter that is none": ("pretrain {w}/pairs.jsonl --out {no} --adapter glue", "glue"),
+    "rows of nothing": ("pretrain {w}/odd.jsonl --out {no} --model {w}/llm", '"chosen" is missing'),
+    "no LLM": ("pretrain {w}/pairs.jsonl --out {no} --model ./nowhere", "no folder at"),
     "no output": ("pretrain {w}/pairs.jsonl --model {w}/llm", "pretrain.out"),
     "answers for a stranger": ("generate {fitted} {w}/nobody.jsonl --user_id zoe", "nobody called 'zoe'"),
     "a stranger's line": ("generate {fitted} {w}/strangers.jsonl", "line 1: nobody called 'zoe'"),
@@ -371,11 +392,11 @@ def test_wrong_input_is_one_sentence(
     write(work / "scored.jsonl", [{"prompt": "a", "response": "b", "user_id": ["ann"]}])
     command, says = WRONG[case]
     system = copy(tmp_path, work / "system", "system") if "{system}" in command else ""
-    words = command.format(system=system, fitted=fitted, w=work).split()
+    words = command.format(system=system, fitted=fitted, w=work, no=tmp_path / "no").split()
     words = ["" if word == "''" else word for word in words]
     out = ["--out", str(tmp_path / "run")] if words[0] == "fit" else []
     assert main(["personal", *words, *out]) == 2
     said = capsys.readouterr().err.strip().split("penchant: ")[-1]
     assert says in said
     assert "\n" not in said
-    assert not (work / "no" / "config.json").exists()
+    assert not (tmp_path / "no" / "config.json").exists()

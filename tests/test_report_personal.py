@@ -107,8 +107,12 @@ def pretrained():
         "seed": 3,
         "warnings": ["z is hardly used: it saves nothing."],
         "data": {"name": "demo.jsonl", "prompts": 120, "skipped": 2, "given": None},
-        "system": {"folder": "runs/personal", "base": "smollm2-135m-instruct", "dtype": "bfloat16", "latent": 32},
+        "system": {"folder": "runs/personal", "base": "smollm2-135m-instruct", "dtype": "bfloat16", "latent": 32}
+        | {"adapter": "shift"},
         "z": {
+            "gain": 2.5,
+            "gain_ci_low": 1.5,
+            "gain_ci_high": 3.5,
             "nats_per_token": 1.21,
             "plain": 1.3125,
             "prior": 1.29,

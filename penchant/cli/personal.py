@@ -138,7 +138,8 @@ def z_summary(metrics: dict[str, Any]) -> str:
     z = metrics["z"]
     lines = [
         f"held-out answers: {z['nats_per_token']:.3f} nats a token with their own z, {z['plain']:.3f} without z,"
-        f" {z['prior']:.3f} with a z drawn at random",
+        f" {z['prior']:.3f} with a z drawn at random; by z a whole answer gains {z['gain']:.2f} nats"
+        f" ({z['gain_ci_low']:.2f} to {z['gain_ci_high']:.2f})",
         f"{z['active_units']:.0f} of {metrics['system']['latent']} units of z are active; mutual information with the"
         f" answer {z['mutual_information']:.2f} nats; {z['contrastive_accuracy']:.0%} of {z['responses']:.0f} answers"
         " are likelier under their own z than under that of any other answer to the prompt",

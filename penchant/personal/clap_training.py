@@ -67,6 +67,8 @@ class ClapSettings:
                 raise InputError(f"{name} is {getattr(self, name)}; give a finite number above 0.")
         if not 0 <= self.first_stage <= 1:
             raise InputError(f"first_stage is {self.first_stage}; give a share from 0 to 1.")
+        if self.unfreeze and not self.epochs:
+            raise InputError("unfreeze is for CLaP's own epochs, and epochs is 0; give 1 or more.")
         if self.unfreeze and self.first_stage == 1:
             raise InputError("unfreeze is for the second stage, and first_stage is 1; give a smaller share.")
 

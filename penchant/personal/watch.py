@@ -16,7 +16,7 @@ NAMED = 5
 def latent_warnings(figures: Mapping[str, float]) -> list[str]:
     """What is wrong with z, by the figures of `evaluate_clap`; empty where it is used."""
     own, prior = (figures[name] for name in ("nats_per_token", "prior"))
-    cure = "pretrain longer (--epochs), on more or more varied answers (--answers, --temperature)"
+    cure = "pretrain on more or more varied answers (--answers, --temperature), or longer (--begin_epochs, --epochs)"
     if not figures["active_units"]:
         return [f"z is not used: no unit of it is active; {cure}."]
     if prior - own < LEAST_SAVED:
