@@ -29,8 +29,8 @@ MOST = math.log(1.1)
 """Perplexity of answers may grow by a tenth."""
 FARTHEST = 10.0
 """Longest z that is tried, and allowed."""
-PROMPTS, DRAWS = 48, 4
-"""Prompts whose answers are looked at, and answers written to each."""
+PROMPTS, DRAWS, LONGEST = 48, 4, 32
+"""Prompts whose answers are looked at, answers written to each, and most tokens of one."""
 RIDGE = 10.0
 
 
@@ -51,7 +51,7 @@ class Reach:
         z = torch.randn(len(rows), clap.latent, generator=random)
         z *= FARTHEST * torch.rand(len(rows), 1, generator=random) / z.norm(dim=1, keepdim=True)
         z[:: 1 + DRAWS] = 0  # what the LLM says by itself, by the same random numbers
-        longest = max(len(item.response) for group in few for item in group)
+        longest = min(LONGEST, max(len(item.response) for group in few for item in group))
         sampling: dict[str, Any] = {"answers": 1, "max_new_tokens": longest, "temperature": 1.0, "top_p": 0.95}
         said = generator.sample(rows, z=z, seed=seed, show_progress=False, **sampling)
         whole = [each[0] if each[0].strip() else "." for each in said]
