@@ -157,6 +157,15 @@ def test_a_taste_goes_on_from_what_is_known(system: PersonalLLM, tmp_path: Path)
     assert abs(found[1] - gap()) < 0.1 * abs(found[0] - gap()) + 0.01
 
 
+def test_who_is_known_better_moves_less(system: PersonalLLM) -> None:
+    system.fit_users(some({"ann": True}, count=24))
+    person, start = system.users.known("ann"), system.z(PROMPTS, "ann")
+    system.users.put("twin", person.vectors, pairs=1)
+    system.fit_users(some({"ann": False, "twin": False}, count=2), LatentDPOSettings(pull=0.1))
+    ann, twin = (float((system.z(PROMPTS, name) - start).norm()) for name in ("ann", "twin"))
+    assert 0 < ann < 0.5 * twin
+
+
 def test_a_whole_encoder_is_a_persons_form_from_then_on(system: PersonalLLM) -> None:
     pairs, short = some({"eve": True}), FullEncoderSettings(steps=20, learning_rate=1e-2)
     assert system.fit_user("eve", pairs, short, full=True) == 1
@@ -165,9 +174,12 @@ def test_a_whole_encoder_is_a_persons_form_from_then_on(system: PersonalLLM) -> 
     z = system.z(PROMPTS, "eve")
     assert torch.equal(again(system).z(PROMPTS, "eve"), z)
     assert system.users.known("eve").size > 50 * 8 * 10  # a few thousand numbers even of this tiny LLM
+    system.fit_user("eve", pairs, FullEncoderSettings(steps=1, learning_rate=1e-6), full=True)
+    assert torch.allclose(system.z(PROMPTS, "eve"), z, atol=1e-3)  # goes on from there
+    system.users.restore("eve", 1)
     # Beside somebody of the compact form, each stays in their own.
     system.fit_users(some({"ann": True, "eve": True}, seed=3))
-    assert system.users.known("eve").version == 2
+    assert system.users.known("eve").version == 4
     assert system.users.known("ann").size < 1000
     assert 0 < float((system.z(PROMPTS, "eve") - z).norm()) < float(z.norm())
     system.users.restore("eve", 1)
