@@ -175,7 +175,7 @@ def test_a_whole_encoder_is_a_persons_form_from_then_on(system: PersonalLLM) -> 
     assert torch.equal(again(system).z(PROMPTS, "eve"), z)
     assert system.users.known("eve").size > 50 * 8 * 10  # a few thousand numbers even of this tiny LLM
     system.fit_user("eve", pairs, FullEncoderSettings(steps=1, learning_rate=1e-6), full=True)
-    assert torch.allclose(system.z(PROMPTS, "eve"), z, atol=1e-3)  # goes on from there
+    assert (system.z(PROMPTS, "eve") - z).norm() < 0.05 * z.norm()  # goes on from there
     system.users.restore("eve", 1)
     # Beside somebody of the compact form, each stays in their own.
     system.fit_users(some({"ann": True, "eve": True}, seed=3))
