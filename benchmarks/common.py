@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +33,52 @@ def skip(reason: str) -> NoReturn:
     print(reason)
     print(json.dumps({"skipped": reason}))
     sys.exit(0)
+
+
+Job = dict[str, Any]
+"""What one run is to do, as JSON."""
+
+
+def job_key(job: Job, code: Sequence[Path]) -> str:
+    """Names a run's file. It changes with these scripts; empty --work after a change of what penchant does."""
+    text = b"".join(path.read_bytes() for path in code)
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode() + text).hexdigest()[:16]
+
+
+def run_jobs(
+    script: Path, todo: Sequence[Job], work: Path, code: Sequence[Path], given: Path, workers: int, minutes: float
+) -> dict[str, dict[str, Any]]:
+    """Results by key, of the runs that could be done before the time was up; each is `script JOB given FILE`, on one
+    thread. Finished ones are kept in `work`."""
+    end = time.monotonic() + 60 * minutes
+    work.mkdir(parents=True, exist_ok=True)
+
+    def one(numbered: tuple[int, Job]) -> tuple[str, dict[str, Any]] | None:
+        number, job = numbered
+        file = work / f"{job_key(job, code)}.json"
+        if not file.is_file():
+            if time.monotonic() > end:
+                return None
+            start = time.monotonic()
+            command = [sys.executable, str(script), json.dumps(job), str(given), str(file)]
+            threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
+            if done.returncode:
+                print(done.stderr[-3000:], file=sys.stderr)
+                raise RuntimeError(f"run {job} failed")
+            print(f"{number + 1}/{len(todo)} {job} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        return job_key(job, code), json.loads(file.read_text(encoding="utf-8"))
+
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(found for found in pool.map(one, enumerate(todo)) if found)
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What is in the file, or else what `make` gives, kept there."""
+    if not file.is_file():
+        made = make()
+        file.write_text(json.dumps(made), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -18,24 +18,19 @@ in --work and not run again. Policies are SmolLM2-135M-Instruct with LoRA of ran
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import lpc_cost
 import lpc_data
 import lpc_figures
-from common import finish, table
+from common import Job, finish, job_key, kept, run_jobs, table
 from lpc_data import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
-Job = dict[str, Any]
+JOB = Path(__file__).with_name("lpc_job.py")
+CODE = [Path(__file__).with_name(f"lpc_{part}.py") for part in ("job", "data", "people", "controls")]
 LOSSES = ("dpo", "ipo", "simpo")
 SETS = ("demo", "hh", "science", "ultrafeedback")
 
@@ -96,45 +91,6 @@ def jobs(quick: bool, seeds: list[int]) -> list[Job]:
     return found
 
 
-def key(job: Job) -> str:
-    """Names a run's file. It changes with these scripts; empty --work after a change of how penchant trains."""
-    code = b"".join(
-        (Path(__file__).parent / f"lpc_{part}.py").read_bytes() for part in ("job", "data", "people", "controls")
-    )
-    return hashlib.sha256(json.dumps(job, sort_keys=True).encode() + code).hexdigest()[:16]
-
-
-def run_all(todo: list[Job], work: Path, cache: Path, workers: int, minutes: float) -> dict[str, dict[str, Any]]:
-    """Results by key, of the runs that could be done before the time was up."""
-    end = time.monotonic() + 60 * minutes
-    work.mkdir(parents=True, exist_ok=True)
-
-    def one(numbered: tuple[int, Job]) -> tuple[str, dict[str, Any]] | None:
-        number, job = numbered
-        file = work / f"{key(job)}.json"
-        if not file.is_file():
-            if time.monotonic() > end:
-                return None
-            start = time.monotonic()
-            command = [
-                sys.executable,
-                str(Path(__file__).with_name("lpc_job.py")),
-                json.dumps(job),
-                str(cache),
-                str(file),
-            ]
-            threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-            done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
-            if done.returncode:
-                print(done.stderr[-3000:], file=sys.stderr)
-                raise RuntimeError(f"run {job} failed")
-            print(f"{number + 1}/{len(todo)} {job} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-        return key(job), json.loads(file.read_text(encoding="utf-8"))
-
-    with ThreadPoolExecutor(workers) as pool:
-        return dict(found for found in pool.map(one, enumerate(todo)) if found)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few pairs and steps, one seed: does it run?")
@@ -151,8 +107,8 @@ def main() -> None:
         lpc_data.whole("hh")  # says at once where the data are not
     todo = jobs(args.quick, seeds)
     cache = args.work / "cache"
-    done = run_all(todo, args.work, cache, args.workers, args.minutes)
-    results = [done[key(job)] for job in todo if key(job) in done]
+    done = run_jobs(JOB, todo, args.work, CODE, cache, args.workers, args.minutes)
+    results = [done[key] for job in todo if (key := job_key(job, CODE)) in done]
     judged = [run for run in results if not args.no_judge or run["job"]["set"] == "demo"]
     import lpc_exact
 
@@ -160,7 +116,8 @@ def main() -> None:
         "exact": kept(args.work / f"exact{args.quick}.json", lambda: lpc_exact.exact(cache)),
         "cost": kept(
             args.work / f"cost{args.quick}.json",
-            lambda: lpc_cost.cost(*((1, 2) if args.quick else (2, 3)), cache),
+            # TRL's steps are the slow ones, and --quick has one round of them: TRL as it comes.
+            lambda: lpc_cost.cost(1, 2, cache, lpc_cost.CONTESTANTS[:-1]) if args.quick else lpc_cost.cost(2, 3, cache),
         ),
         "quality": lpc_figures.quality(judged, cache),
         "ridge": kept(
@@ -176,13 +133,6 @@ def main() -> None:
     if missing:
         print(f"\n{missing} of {len(todo)} runs were not done in the time given.")
     finish("lpc", figures, full=not args.quick, details={**details, **extra, "missing": missing}, seeds=seeds)
-
-
-def kept(file: Path, make: Any) -> Any:
-    if not file.is_file():
-        made = make()
-        file.write_text(json.dumps(made), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

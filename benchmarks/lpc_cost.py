@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ CONTESTANTS = ("plain", "codes", "people", "top", "trl", "trl_known")
 DPOTrainer; the same with the reference known."""
 
 
-def cost(rounds: int, steps: int, work: Path) -> dict[str, Any]:
+def cost(rounds: int, steps: int, work: Path, contestants: Sequence[str] = CONTESTANTS) -> dict[str, Any]:
     """Seconds a step (medians over rounds x steps, the first step of a process left out) and MiB that each grows by."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     grown: dict[str, float] = {}
     losses: dict[str, list[float]] = {}
     for turn in range(rounds):
-        for name in CONTESTANTS:
+        for name in contestants:
             out = subprocess.run(
                 [sys.executable, __file__, name, str(steps), str(work)], check=True, capture_output=True, text=True
             ).stdout
@@ -49,7 +50,7 @@ def cost(rounds: int, steps: int, work: Path) -> dict[str, Any]:
         "overhead_memory": grown["codes"] / grown["plain"],
         "speed_vs_trl": ratio("trl", "codes"),
         "overhead_people": ratio("people", "plain"),
-        "speed_vs_trl_known": ratio("trl_known", "codes"),
+        **({"speed_vs_trl_known": ratio("trl_known", "codes")} if "trl_known" in each else {}),
         "speed_vs_trl_top_layers": ratio("trl", "top"),
         "first_losses": {name: values[:2] for name, values in losses.items()},
     }

@@ -339,6 +339,11 @@ def _locate(name: str) -> tuple[str, list[Path]]:
     return name, []
 
 
+def local_revision(name: str) -> str:
+    """What `Recipe` records as the revision of a folder or a .gguf file."""
+    return _digest(_locate(name)[1])
+
+
 def _digest(files: list[Path]) -> str:
     """Digest of local model files by name, size and 64 pieces spread over each: new weights change every piece."""
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,10 +33,17 @@ def save_run(
 
 
 def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
-    """What `save_run` was told; InputError if `facts["made_with"]` is not this, with the names that differ."""
-    with safe_open(path, "pt") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
-    before = facts["made_with"]
+    """What `save_run` was told.
+
+    Raises InputError if `facts["made_with"]` is not this, with the names that differ, or if `save_run` did not write
+    the file, or it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+        before = facts["made_with"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged, or of another version; delete it, or give another folder") from error
     if other := [name for name in made_with if before.get(name) != made_with[name]]:
         raise InputError(
             f"{path} is of a run with another {', '.join(other)}; give the same settings, or another folder"
@@ -45,16 +52,28 @@ def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_run(path: Path, module: nn.Module, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Put weights and the optimizer's state back, bit for bit; returns the other tensors."""
+    """Put weights and the optimizer's state back, bit for bit; returns the other tensors.
+
+    `adam` trains parameters of `module` alone. Raises InputError if the weights are not those of such a module.
+    """
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     parts: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, STATE: {}, OTHER: {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = value
-    module.load_state_dict(parts[WEIGHTS])
-    for name, parameter in module.named_parameters():
-        moments = {full.rsplit(".", 1)[1]: v for full, v in parts[STATE].items() if full.rpartition(".")[0] == name}
-        if moments:
-            adam.state[parameter] = moments
+    try:
+        module.load_state_dict(parts[WEIGHTS])
+    except RuntimeError as error:
+        raise InputError(f"{path} holds weights of other names or sizes; delete it, or give another folder") from error
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, value in parts[STATE].items():
+        of, _, moment = name.rpartition(".")
+        moments.setdefault(of, {})[moment] = value
+    # By the optimizer's own way in, which knows what belongs on the parameters' device.
+    whole = adam.state_dict()
+    trained = [names[parameter] for group in adam.param_groups for parameter in group["params"]]
+    whole["state"] = {number: moments[name] for number, name in enumerate(trained) if name in moments}
+    adam.load_state_dict(whole)
     return parts[OTHER]

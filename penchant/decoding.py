@@ -7,11 +7,11 @@ that a decoding step is made of, and the prompts' part is never copied when the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -81,6 +81,39 @@ def answer_attention(
 ALL_ATTENTION_FUNCTIONS.register(ANSWER_ATTENTION, answer_attention)
 
 
+class Steering(NamedTuple):
+    """What is done to the LLM for b rows, from each prompt's last token on; what stands before never notices."""
+
+    front: transformers.DynamicCache | None = None
+    """Keys and values of positions in front of the prompt."""
+    layers: Sequence[nn.Module] = ()
+    shifts: Tensor | None = None
+    """[l, b, n], added to what each of the l layers gives."""
+
+    @property
+    def positions(self) -> int:
+        return self.front.get_seq_length() if self.front is not None else 0
+
+
+@contextmanager
+def shifted_layers(steering: Steering) -> Iterator[None]:
+    """Within it each of the layers gives h + shift for its states h [b, t, n]."""
+    handles = []
+    for layer, shift in zip(steering.layers, steering.shifts if steering.shifts is not None else (), strict=True):
+
+        def add(_module: nn.Module, _inputs: Any, output: Any, moved: Tensor = shift[:, None]) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] + moved.to(output[0].dtype), *output[1:])
+            return output + moved.to(output.dtype)
+
+        handles.append(layer.register_forward_hook(add))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @contextmanager
 def shifted_head(head: nn.Module, shift: Tensor | None) -> Iterator[None]:
     """Within it `head`, a vocabulary's head, acts as on h + z: its logits [b, t, v] get W z, z from `shift` [r, d].
@@ -121,28 +154,26 @@ class Decoder:
         answers: int,
         budget: int,
         shift: Tensor | None = None,
-        front: transformers.DynamicCache | None = None,
+        steering: Steering | None = None,
     ) -> None:
         """`prompts` are ids [t_i], t_i >= 1, run at most `budget` tokens at once; sort them by length.
 
         `shift` [p, d] is added to the last hidden states of each prompt's answers, right before the vocabulary's head.
-        `front` holds keys and values of positions that stand in front of each of the p prompts.
+        `steering` is of the p prompts.
         """
         self.model, self.backbone, self.answers, self.shift = model, backbone, answers, shift
         lengths = torch.tensor([len(prompt) - 1 for prompt in prompts])
         longest = int(lengths.max())
-        if front is not None:
-            lengths, longest = lengths + front.get_seq_length(), longest + front.get_seq_length()
-        self.prompts = self._prefill(prompts, longest, budget, front)
+        self.steering = steering or Steering()
+        lengths, longest = lengths + self.steering.positions, longest + self.steering.positions
+        self.prompts = self._prefill(prompts, longest, budget)
         self.cache = transformers.DynamicCache()
         self.first = torch.stack([prompt[-1] for prompt in prompts])[:, None].expand(-1, answers)
         self.positions = lengths
         self.back = torch.where(torch.arange(longest) < lengths[:, None], lengths[:, None] - torch.arange(longest), -1)
         self.steps = 0
 
-    def _prefill(
-        self, prompts: list[Tensor], longest: int, budget: int, front: transformers.DynamicCache | None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _prefill(self, prompts: list[Tensor], longest: int, budget: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of all tokens but the last. Padding stands behind, where causal attention never looks."""
         backbone, parts = self.backbone, []
         backbone.config._attn_implementation = backbone.plain_attention
@@ -152,14 +183,22 @@ class Decoder:
             ids = nn.utils.rnn.pad_sequence([prompt[:-1] for prompt in prompts[start : start + rows]], batch_first=True)
             if not ids.shape[1]:  # prompts of one token; no model runs none
                 ids = nn.functional.pad(ids, (0, 1))
-            cache = transformers.DynamicCache()
-            before: Any = front.layers if front is not None else []
-            for number, layer in enumerate(before):
-                cache.update(layer.keys[start : start + rows], layer.values[start : start + rows], number)
-            start += rows
-            backbone.model(input_ids=ids.to(backbone.device), past_key_values=cache, use_cache=True)
-            pad = (0, 0, 0, longest - cache.get_seq_length())
+            cache, front = transformers.DynamicCache(), self.steering.front
+            places = self.steering.positions + torch.arange(ids.shape[1]).expand(len(ids), -1)
+            backbone.model(
+                input_ids=ids.to(backbone.device),
+                position_ids=places.to(backbone.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
             layers: Any = cache.layers
+            ahead: Any = front.layers if front is not None else []
+            for layer, own in zip(layers, ahead, strict=False):
+                part = slice(start, start + rows)
+                layer.keys = torch.cat([own.keys[part], layer.keys], 2)
+                layer.values = torch.cat([own.values[part], layer.values], 2)
+            start += rows
+            pad = (0, 0, 0, longest - cache.get_seq_length())
             parts.append([[nn.functional.pad(x, pad) for x in (layer.keys, layer.values)] for layer in layers])
         return [
             (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
@@ -180,7 +219,7 @@ class Decoder:
         token = _step.set(Step(self.prompts, distance.to(device)))
         try:
             model: Any = self.model
-            with shifted_head(model.get_output_embeddings(), self.shift):
+            with shifted_layers(self.steering), shifted_head(model.get_output_embeddings(), self.shift):
                 out = model(
                     input_ids=tokens.to(device),
                     position_ids=positions.to(device),
@@ -200,6 +239,8 @@ class Decoder:
         self.prompts = [(keys[on_device], values[on_device]) for keys, values in self.prompts]
         self.positions, self.back = self.positions[rows], self.back[rows]
         self.shift = self.shift[rows] if self.shift is not None else None
+        if self.steering.shifts is not None:
+            self.steering = self.steering._replace(shifts=self.steering.shifts[:, on_device])
 
 
 def draw(logits: Tensor, random: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from penchant.answer_file import append_batch, read_batches
 from penchant.backbone import DEFAULT, PROBE_TOLERANCE, Backbone, load_whole
 from penchant.chat import Chat, Ids, Text
-from penchant.decoding import TOP, Decoder, draw
+from penchant.decoding import TOP, Decoder, Steering, draw
 from penchant.errors import InputError
 
 TOKEN_BUDGET = 1024
@@ -45,7 +45,7 @@ class GenerationCost:
         return asdict(self)
 
 
-Adapter = Callable[[Tensor], transformers.DynamicCache]
+Adapter = Callable[[Tensor], Steering]
 
 
 class Generator:
@@ -57,7 +57,7 @@ class Generator:
     def __init__(self, model: transformers.PreTrainedModel, backbone: Backbone, adapter: Adapter | None = None) -> None:
         """`model` with its vocabulary's head, a backbone made from it; InputError if answers cannot share a prompt.
 
-        `adapter` makes of z [p, latent] the keys and values of positions in front of p prompts.
+        `adapter` says what z [p, latent] does to the LLM for p prompts.
         """
         self.model, self.backbone, self.adapter = model.eval().requires_grad_(False), backbone, adapter
         self.cost = GenerationCost()
@@ -111,7 +111,7 @@ class Generator:
                 gives the very answers of a run that was not; batches of other settings in it are left alone.
             shift: [n, d], a vector for each prompt that is added to the last hidden state of every token of its answers
                 and of its own last token, right before the vocabulary's head.
-            z: [n, latent], for each prompt what the adapter puts in front of it. Batches in `file` are known by z
+            z: [n, latent], for each prompt what the adapter steers it by. Batches in `file` are known by z
                 alone, so give another adapter another file.
 
         Raises:
@@ -176,11 +176,11 @@ class Generator:
     ) -> list[list[list[int]]]:
         """Ids of the answers to each prompt; `random` are numbers in [0, 1) [p, answers, max_new_tokens]."""
         ends = torch.tensor(sorted(self.backbone.chat.ends))
-        front = None
+        steering = None
         if z is not None and self.adapter is not None:
             self.backbone.config._attn_implementation = self.backbone.plain_attention
-            front = self.adapter(z.to(self.backbone.device))
-        decoder = Decoder(self.model, self.backbone, prompts, random.shape[1], budget, shift, front)
+            steering = self.adapter(z.to(self.backbone.device))
+        decoder = Decoder(self.model, self.backbone, prompts, random.shape[1], budget, shift, steering)
         new = torch.zeros(random.shape, dtype=torch.long)
         length = torch.full(random.shape[:2], random.shape[2])
         rows = torch.arange(len(prompts))  # those still decoded

@@ -19,17 +19,19 @@ DASH = "–"
 
 
 def escape(value: Any) -> str:
-    """Untrusted text made safe inside an element or a quoted attribute.
-
-    Characters that cannot be seen (null bytes, direction overrides, zero-width spaces, lone surrogates) are shown as
-    their code point, "[U+202E]", so that no text can hide part of itself or reorder what stands around it.
-    """
+    """Untrusted text made safe inside an element or a quoted attribute, what cannot be seen made visible."""
     text = str(value).replace("\r\n", "\n")
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}… [{len(text) - LONGEST:,} more characters]"
+    return html.escape(visible(text), quote=True)
+
+
+def visible(text: str) -> str:
+    """The text with characters that cannot be seen (null bytes, direction overrides, zero-width spaces, lone
+    surrogates) as their code point, "[U+202E]", so that it can neither hide part of itself nor reorder what stands
+    around it."""
     unseen = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-    shown = (f"[U+{ord(c):04X}]" if c not in KEPT and unicodedata.category(c) in unseen else c for c in text)
-    return html.escape("".join(shown), quote=True)
+    return "".join(f"[U+{ord(c):04X}]" if c not in KEPT and unicodedata.category(c) in unseen else c for c in text)
 
 
 def finite(value: Any) -> TypeGuard[float]:

@@ -68,13 +68,20 @@ def parse_line(number: int, line: bytes) -> tuple[int, dict[str, Any]]:
 
 def check_row(number: int, row: dict[str, Any], prompt: str, response: str, remedy: str) -> dict[str, Any]:
     """The row, if it has a text or messages as prompt and as response (or several texts); else InputError."""
-    for name in (prompt, response):
-        if name not in row:
-            raise InputError(f"line {number + 1} has no {name!r}, only {', '.join(row)}; {remedy}.")
-        value = row[name]
-        texts = several(value) if name == response else [value]
-        if not texts or not all(_is_text(text) for text in texts):
-            raise InputError(f"line {number + 1}: {name!r} is not a text or a list of messages, or is empty.")
+    return _check(number, check_prompt(number, row, prompt, remedy), response, remedy, True)
+
+
+def check_prompt(number: int, row: dict[str, Any], prompt: str, remedy: str) -> dict[str, Any]:
+    """The row, if it has a text or messages as prompt; else InputError."""
+    return _check(number, row, prompt, remedy, False)
+
+
+def _check(number: int, row: dict[str, Any], name: str, remedy: str, many: bool) -> dict[str, Any]:
+    if name not in row:
+        raise InputError(f"line {number + 1} has no {name!r}, only {', '.join(row)}; {remedy}.")
+    texts = several(row[name]) if many else [row[name]]
+    if not all(_is_text(text) for text in texts):
+        raise InputError(f"line {number + 1}: {name!r} is not a text or a list of messages, or is empty.")
     return row
 
 

@@ -31,6 +31,7 @@ from penchant.evaluate import (
     mistakes,
     paired_difference,
 )
+from penchant.evaluate.accuracy import crossed_mean
 from penchant.evaluate.baselines import STRENGTHS
 from penchant.evaluate.best_of_n import expected_best
 from penchant.evaluate.calibration import log_loss, reliability_curve
@@ -101,6 +102,36 @@ def test_all_right_is_not_certain():
     assert accuracy_interval(np.ones(30), np.arange(30)).low == pytest.approx(0.025 ** (1 / 30))
     assert accuracy_interval(np.ones(30), np.zeros(30)).low == pytest.approx(0.025)
     assert accuracy_interval(np.zeros(30), np.arange(30)).high == pytest.approx(1 - 0.025 ** (1 / 30))
+
+
+def test_people_and_prompts_crossed_is_prompts_alone_for_one_person(rng):
+    values, groups = rng.random(200), rng.integers(0, 40, 200)
+    assert crossed_mean(values, np.full(200, 7), groups) == pytest.approx(bootstrap_mean(values, groups))
+    turned = crossed_mean(values, groups, np.zeros(200))
+    assert turned.low == pytest.approx(bootstrap_mean(values, groups).low, abs=0.02)
+
+
+def test_crossed_intervals_cover_the_truth_where_people_and_prompts_differ():
+    """Resampling one of both alone covers far less than 95%."""
+    rng = np.random.default_rng(1)
+    covered = prompts_alone = 0
+    for trial in range(150):
+        of_people, of_prompts = rng.normal(0, 1, 15), rng.normal(0, 1, 40)
+        values = (of_people[:, None] + of_prompts + rng.normal(0, 1, (15, 40))).ravel()
+        people, groups = np.repeat(np.arange(15), 40), np.tile(np.arange(40), 15)
+        interval = crossed_mean(values, people, groups, draws=300, seed=trial)
+        covered += interval.low <= 0 <= interval.high
+        alone = bootstrap_mean(values, groups, draws=300, seed=trial)
+        prompts_alone += alone.low <= 0 <= alone.high
+    assert covered >= 0.88 * 150
+    assert prompts_alone <= 0.8 * 150
+
+
+def test_few_people_with_prompts_of_their_own_still_have_an_interval():
+    found = crossed_mean(np.array([1.0, 0.0]), np.array([0, 1]), np.array([0, 1]))
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    with pytest.raises(InputError, match="no pairs"):
+        crossed_mean(np.zeros(0), np.zeros(0), np.zeros(0))
 
 
 def test_sources_average_to_the_whole(rng):

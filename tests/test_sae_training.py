@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -130,7 +132,7 @@ def test_training_explains_the_variance_with_about_k_latents(architecture: str) 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
 def test_resumed_equals_uninterrupted_bit_for_bit(architecture: str, tmp_path: Path) -> None:
     settings = config(architecture=architecture, epochs=2)
-    whole, progress = train_sae(Made(), settings, show_progress=False)
+    whole, progress = train_sae(Made(), settings, tmp_path / "whole", show_progress=False)
 
     class Stops(Made):
         def block(self, number: int) -> Tensor:
@@ -147,6 +149,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(architecture: str, tmp_path: P
     assert again.log == progress.log
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+    left = load_file(tmp_path / CHECKPOINT)
+    for name, value in load_file(tmp_path / "whole" / CHECKPOINT).items():  # Adam's state included
+        assert torch.equal(value, left[name]), name
+
+
+def test_a_resumed_run_knows_how_long_each_latent_was_silent(tmp_path: Path) -> None:
+    trainer = Trainer.start(config(), Made().states[0])
+    trainer.silent += torch.arange(M)
+    trainer.save(tmp_path / CHECKPOINT)
+    assert torch.equal(Trainer.resume(tmp_path / CHECKPOINT, config(), {}).silent, torch.arange(M))
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -162,6 +174,21 @@ def test_a_checkpoint_of_other_states_is_refused(tmp_path: Path) -> None:
         train_sae(Made(), config(), tmp_path, show_progress=False, layer=4, model="c/d")
     with pytest.raises(InputError, match="another blocks"):
         train_sae(Made(blocks=3), config(), tmp_path, show_progress=False, layer=3, model="a/b")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    train_sae(Made(), config(), tmp_path, show_progress=False)
+    path = tmp_path / CHECKPOINT
+    whole = path.read_bytes()
+    before = {"config": "{}", "sae": "{}"}  # as runs wrote it that kept their settings elsewhere
+    save_file({"sae.W_enc": torch.zeros(2)}, tmp_path / "old", {"facts": json.dumps(before)})
+    for other in (b"", whole[:100], whole[:-1], (tmp_path / "old").read_bytes()):
+        path.write_bytes(other)
+        with pytest.raises(InputError, match="damaged, or of another version; delete it") as caught:
+            train_sae(Made(), config(), tmp_path, show_progress=False)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    train_sae(Made(), config(), tmp_path, show_progress=False)
 
 
 def test_states_that_say_nothing_are_refused() -> None:

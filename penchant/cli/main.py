@@ -31,6 +31,7 @@ def verbs() -> Verbs:
     from penchant.cli.explain import explain
     from penchant.cli.export import export
     from penchant.cli.filter import filter
+    from penchant.cli.personal import VERBS as PERSONAL_VERBS
     from penchant.cli.report import report
     from penchant.cli.sae import VERBS as SAE_VERBS
     from penchant.cli.score import score
@@ -38,7 +39,7 @@ def verbs() -> Verbs:
 
     models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes)
     alone: tuple[Verb, ...] = (*models, export, report, cache, demo)
-    return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS}
+    return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS, "personal": PERSONAL_VERBS}
 
 
 class Parser(ArgumentParser):

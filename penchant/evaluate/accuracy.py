@@ -2,6 +2,7 @@
 
 Pairs that share a prompt are not independent, so a bootstrap over pairs gives intervals that are too narrow. Here
 whole prompts are drawn with replacement (the cluster bootstrap), and an interval is the 2.5th to 97.5th percentile.
+Where a figure is to hold for other people too, people are drawn as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from scipy.stats import beta
 
 from penchant.errors import InputError
@@ -44,10 +46,13 @@ def correctness(chosen: Array, rejected: Array) -> Array:
     return np.where(chosen == rejected, 0.5, chosen > rejected)
 
 
-def prompt_weights(prompts: int, draws: int, seed: int) -> Iterator[Array]:
-    """Blocks [b, prompts] of multinomial counts, `draws` rows in all: how often each draw contains each prompt."""
+def prompt_weights(prompts: int, draws: int, seed: int, width: int = 0) -> Iterator[Array]:
+    """Blocks [b, prompts] of multinomial counts, `draws` rows in all: how often each draw contains each prompt.
+
+    A block is small enough for arrays [b, width], too.
+    """
     rng = np.random.default_rng(seed)
-    block = max(1, min(draws, 4_000_000 // prompts))  # about 100 MB at a time, however many prompts
+    block = max(1, min(draws, 4_000_000 // max(prompts, width)))  # about 100 MB at a time, however many prompts
     for start in range(0, draws, block):
         rows = min(block, draws - start)
         drawn = rng.integers(prompts, size=(rows, prompts)) + np.arange(rows)[:, None] * prompts
@@ -73,18 +78,44 @@ def bootstrap_mean(values: Array, groups: Array, draws: int = DRAWS, seed: int =
 
 
 def accuracy_interval(correct: Array, groups: Array, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """Accuracy of `correctness` [n] with its interval over prompts.
+    """Accuracy of `correctness` [n] with its interval over prompts."""
+    return not_certain(bootstrap_mean(correct, groups, draws, seed), len(np.unique(groups)))
 
-    When every pair is right, or every pair wrong, resampling has nothing to vary and would claim certainty; then the
-    exact binomial (Clopper-Pearson) bound is used, with each prompt as one trial.
+
+def not_certain(interval: Interval, prompts: int) -> Interval:
+    """The interval of an accuracy, wider where every pair was right, or every pair wrong.
+
+    Resampling has nothing to vary then and would claim certainty; the exact binomial (Clopper-Pearson) bound is used,
+    with each prompt as one trial.
     """
-    interval = bootstrap_mean(correct, groups, draws, seed)
-    prompts = len(np.unique(groups))
     if interval.value == 1.0:
         return interval._replace(low=float(beta.ppf((1 - LEVEL) / 2, prompts, 1)))
     if interval.value == 0.0:
         return interval._replace(high=float(beta.ppf((1 + LEVEL) / 2, 1, prompts)))
     return interval
+
+
+def crossed_mean(values: Array, people: Array, groups: Array, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Mean of `values` [n] with the percentile interval over people and prompts, which may be crossed or nested.
+
+    `people` [n] and `groups` [n] number who judged and what. Both are drawn with replacement, and a pair counts as
+    often as its person times as often as its prompt (Owen 2007, the pigeonhole bootstrap). With one person it is
+    `bootstrap_mean`.
+    """
+    if len(values) == 0:
+        raise InputError("there are no pairs to evaluate")
+    (asked, prompt), (who, person) = (np.unique(part, return_inverse=True) for part in (groups, people))
+    shape = len(asked), len(who)
+    sums, counts = (
+        csr_matrix((np.asarray(v, np.float64), (prompt, person)), shape) for v in (values, np.ones(len(values)))
+    )
+    means = []
+    drawn = (prompt_weights(n, draws, seed + k, max(shape)) for k, n in enumerate(shape))
+    for of_prompts, of_people in zip(*drawn, strict=True):
+        total, n = (((of_prompts @ part) * of_people).sum(axis=1) for part in (sums, counts))
+        means.append(total[n > 0] / n[n > 0])  # few people with prompts of their own: a draw may hold none of both
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(np.mean(values)), float(low), float(high), len(values))
 
 
 def paired_difference(correct_a: Array, correct_b: Array, groups: Array, draws: int = DRAWS, seed: int = 0) -> Interval:

@@ -1,8 +1,9 @@
-"""The latent adapter: z as a few virtual key and value positions in front of the prompt, in every layer of the LLM."""
+"""The latent adapter, what z does to the LLM: a few virtual positions in front of the prompt (the paper's), or a shift
+of its layers' states (ours)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from penchant.backbone import decoder_layers
 from penchant.chat import Tokens
+from penchant.decoding import Steering, shifted_layers
 from penchant.errors import InputError
 from penchant.personal.encoder import LATENT
+from penchant.personal.prefix import distinct, read_on, read_prefix
 
 POSITIONS = 4
 
 
-class LatentAdapter(nn.Module):
-    """z [b, latent] -> a key-value cache of m positions: Linear, GELU, Linear(., m n) give m vectors, and each layer
-    makes its own keys and values of them, by its own norm and projections (which are the LLM's and stay frozen).
+class LatentPositions(nn.Module):
+    """z [b, latent] -> keys and values of m positions: Linear, GELU, Linear(., m n) give m vectors, and each layer
+    makes its own keys and values of them, by its own norm and projections (the LLM's).
 
         u = W_2 gelu(W_1 z)  [m, n];   K_l = a_l K_l(norm_l(u)),   V_l = c_l V_l(norm_l(u))
 
@@ -55,15 +58,44 @@ class LatentAdapter(nn.Module):
         self.net = nn.Sequential(nn.Linear(latent, width), nn.GELU(), nn.Linear(width, positions * n))
         self.gates = nn.Parameter(torch.zeros(2, int(config.num_hidden_layers)))
 
-    def forward(self, z: Tensor) -> transformers.DynamicCache:
-        """Keys and values of b rows' virtual positions, differentiable by z."""
+    def forward(self, z: Tensor) -> Steering:
+        """Of b rows, differentiable by z."""
         vectors = self.net(z.float()).view(len(z), self.positions, -1)
         cache = every_layer_sees(self._llm[0], vectors)
         layers: Any = cache.layers
         for number, layer in enumerate(layers):
             layer.keys = layer.keys * self.gates[0, number].to(layer.keys.dtype)
             layer.values = layer.values * self.gates[1, number].to(layer.values.dtype)
-        return cache
+        return Steering(front=cache)
+
+
+class LatentShift(nn.Module):
+    """z [b, latent] -> a vector z A_l that is added to the residual stream behind each of the LLM's layers.
+
+    All A_l [latent, n] start at zero, and the LLM is then the LLM. `begin` sets those of a few layers to directions
+    which mean something there, and training goes on from there, at these layers or, without it, at all.
+
+    Args:
+        llm: causal transformers model. latent: size of z.
+    """
+
+    def __init__(self, llm: transformers.PreTrainedModel, latent: int = LATENT) -> None:
+        super().__init__()
+        self._llm = [llm]  # in a list, so that it is not among this module's own weights
+        n, depth = int(llm.config.get_text_config().hidden_size), len(decoder_layers(llm))
+        self.axes = nn.Parameter(torch.zeros(depth, latent, n))
+
+    def begin(self, axes: Mapping[int, Tensor]) -> None:
+        """A_l = axes[l] [latent, n] behind these layers, numbered from 1."""
+        with torch.no_grad():
+            for layer, own in axes.items():
+                self.axes[layer - 1].copy_(own)
+
+    def forward(self, z: Tensor) -> Steering:
+        """Of b rows, differentiable by z."""
+        return Steering(
+            layers=list(decoder_layers(self._llm[0])), shifts=torch.einsum("bk,lkn->lbn", z.float(), self.axes)
+        )
 
 
 def every_layer_sees(llm: transformers.PreTrainedModel, vectors: Tensor) -> transformers.DynamicCache:
@@ -89,32 +121,26 @@ def every_layer_sees(llm: transformers.PreTrainedModel, vectors: Tensor) -> tran
 
 
 def last_states(
-    llm: transformers.PreTrainedModel, cache: transformers.DynamicCache | None, items: Sequence[Tokens]
+    llm: transformers.PreTrainedModel, steering: Steering | None, items: Sequence[Tokens]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The LLM behind a cache of b rows (or none) on b sequences of prompt and response.
+    """The LLM, steered by b rows or not at all, on b sequences of prompt and response.
+
+    A prompt's last token and the response are steered; what stands before is not, and is run once for all that
+    share it.
 
     Returns the last hidden states [t, n] that predict the responses' tokens, these tokens [t], and whose they are [t].
     An empty prompt is predicted from nothing, so a response's first token counts only where a token stands before it.
     """
-    m = cache.get_seq_length() if cache is not None else 0
+    steering = steering or Steering()
     base: Any = llm.base_model
-    rows = [torch.from_numpy(np.concatenate([item.prompt, item.response])).long() for item in items]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # padding behind: causal layers never look there
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(m + ids.shape[1]) < m + lengths[:, None]
-    places = m + torch.arange(ids.shape[1]).expand(len(rows), -1)
-    states = base(
-        input_ids=ids.to(base.device),
-        attention_mask=mask.long().to(base.device),
-        position_ids=places.to(base.device),
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )[0]
-    row, place, targets = [], [], []
-    for number, (item, whole) in enumerate(zip(items, rows, strict=True)):
-        first = max(1, len(item.prompt))
-        place.append(torch.arange(first, len(whole)) - 1)
-        targets.append(whole[first:])
-        row.append(torch.full((len(whole) - first,), number))
-    owner = torch.cat(row).to(base.device)
-    return states[owner, torch.cat(place).to(base.device)], torch.cat(targets).to(base.device), owner
+    embed: Any = llm.get_input_embeddings()
+    first, owner = distinct([item.prompt_key for item in items])
+    starts = [torch.from_numpy(items[row].prompt[:-1]).long().to(base.device) for row in first]
+    wholes = [torch.from_numpy(np.concatenate([item.prompt[-1:], item.response])).long() for item in items]
+    prefix = read_prefix(base, [embed(ids) for ids in starts], steering.positions)
+    with shifted_layers(steering):
+        states = read_on(base, prefix, owner, [embed(whole[:-1].to(base.device)) for whole in wholes], steering.front)
+    sizes = torch.tensor([len(whole) - 1 for whole in wholes])
+    kept = (torch.arange(states.shape[1]) < sizes[:, None]).to(base.device)
+    row = torch.arange(len(items), device=base.device)[:, None].expand(kept.shape)[kept]
+    return states[kept], torch.cat([whole[1:] for whole in wholes]).to(base.device), row

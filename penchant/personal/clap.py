@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
-from penchant.personal.adapter import LatentAdapter, last_states
+from penchant.errors import InputError
+from penchant.personal.adapter import LatentPositions, LatentShift, last_states
 from penchant.personal.clap_losses import contrastive, contrastive_accuracy, dg_kld, kld
 from penchant.personal.encoder import LATENT, Gaussian, LatentEncoder
 from penchant.policy.log_probs import Vocabulary
 
+AdapterKind = Literal["positions", "shift"]
+ADAPTERS: dict[str, type[LatentPositions] | type[LatentShift]] = {"positions": LatentPositions, "shift": LatentShift}
 DRAWS = 16
 """M, draws of each posterior for DG-KLD."""
 
 
 class ClapTerms(NamedTuple):
-    """The parts of the loss for N responses to one prompt, in nats, each a number."""
+    """The parts of the loss, in nats: each a number, the mean over prompts of the mean over their responses."""
 
     reconstruction: Tensor
     """-log p(y | x, z) of a response, its tokens summed."""
@@ -37,6 +39,11 @@ class ClapTerms(NamedTuple):
     def loss(self) -> Tensor:
         return self.reconstruction + self.kl + self.contrastive
 
+    def figures(self) -> dict[str, float]:
+        """What may be averaged over parts of a batch, as plain numbers."""
+        own = {name: getattr(self, name) for name in ("loss", "reconstruction", "kl", "contrastive")}
+        return {**{name: float(part.detach()) for name, part in own.items()}, "tokens": self.tokens}
+
 
 class Clap(nn.Module):
     """q(z | x, y), p(y | x, z) and, for training alone, a way for gradients around the LLM.
@@ -44,17 +51,28 @@ class Clap(nn.Module):
         L = -log p(y | x, z) + DG-KLD(q) [+ contrastive term],   z ~ q(z | x, y)
 
     Args:
-        llm: causal transformers model; frozen here for good.
+        llm: causal transformers model; frozen here, but for its layers where `train_clap` is to train them too. The
+            adapter's keys and values are then by the layers as they are trained; the encoder's layers are a copy from
+            before.
         backbone: made from the same model.
         latent: size of z.
+        adapter: what z does to the LLM, "positions" (the paper's) or "shift" (ours); InputError for another.
     """
 
-    def __init__(self, llm: transformers.PreTrainedModel, backbone: Backbone, latent: int = LATENT) -> None:
+    def __init__(
+        self,
+        llm: transformers.PreTrainedModel,
+        backbone: Backbone,
+        latent: int = LATENT,
+        adapter: AdapterKind = "shift",
+    ) -> None:
         super().__init__()
         llm.requires_grad_(False)
         self._llm, self.backbone = [llm.eval()], backbone
         self.posterior = LatentEncoder(llm, latent)
-        self.adapter = LatentAdapter(llm, latent)
+        if adapter not in ADAPTERS:
+            raise InputError(f"adapter is {adapter!r}; give one of {', '.join(ADAPTERS)}.")
+        self.adapter: LatentPositions | LatentShift = ADAPTERS[adapter](llm, latent)
         n = backbone.width
         self.skip = nn.Sequential(nn.Linear(latent, n), nn.GELU(), nn.Linear(n, n), nn.LayerNorm(n))
         self.vocabulary = Vocabulary.of(llm)
@@ -66,8 +84,11 @@ class Clap(nn.Module):
 
     def read(self, items: Sequence[Tokens]) -> Gaussian:
         """q(z | x, y) of b sequences."""
-        texts = [torch.from_numpy(np.concatenate([item.prompt, item.response])).long() for item in items]
-        found: Gaussian = self.posterior(texts)
+        prompts, responses = (
+            [torch.from_numpy(part).long() for part in parts]
+            for parts in zip(*((item.prompt, item.response) for item in items), strict=True)
+        )
+        found: Gaussian = self.posterior(responses, prompts)
         return found
 
     def log_probs(self, items: Sequence[Tokens], z: Tensor | None, skip: bool = False) -> Tensor:
@@ -78,8 +99,8 @@ class Clap(nn.Module):
         """
         # A backbone that ran packed leaves its own attention switched on.
         self.backbone.config._attn_implementation = self.backbone.plain_attention
-        cache = self.adapter(z) if z is not None else None
-        states, targets, owner = last_states(self._llm[0], cache, items)
+        steering = self.adapter(z) if z is not None else None
+        states, targets, owner = last_states(self._llm[0], steering, items)
         shift = None
         if skip and z is not None:
             s = self.skip(z)
@@ -89,32 +110,38 @@ class Clap(nn.Module):
 
     def forward(
         self,
-        items: Sequence[Tokens],
+        groups: Sequence[Sequence[Tokens]],
         noise: Tensor,
         others: Tensor | None = None,
         *,
         skip: bool = False,
         standard_kl: bool = False,
     ) -> ClapTerms:
-        """The loss of N responses to one prompt.
+        """The loss of some prompts with the responses to each, R in all.
 
         Args:
-            items: the prompt with each of its responses.
-            noise: standard normal [M, N, latent]; the first of M makes the z that reconstructs.
-            others: int [N, c]: for each response the responses whose z it is told apart from; None leaves the
-                contrastive term out. The LLM reads c more copies of every response for it.
+            groups: each prompt with each of its responses.
+            noise: standard normal [M, R, latent]; the first of M makes the z that reconstructs.
+            others: int [R, c]: for each response those to the same prompt whose z it is told apart from; None leaves
+                the contrastive term out. The LLM reads c more copies of every response for it.
             skip: with the gradient-only skip (the paper's first stage).
             standard_kl: the usual KL in place of DG-KLD.
         """
+        items, sizes = [item for group in groups for item in group], [len(group) for group in groups]
         q = self.read(items)
         z = q.draw(noise[0])
-        own = self.log_probs(items, z, skip)
-        kl = kld(q) if standard_kl else dg_kld(q, noise)
-        term, accuracy = own.new_zeros(()), own.new_full((), torch.nan)
+        rows = torch.arange(len(items), device=z.device)[:, None]
         if others is not None:
-            repeated = [item for item in items for _ in range(others.shape[1])]
-            against = self.log_probs(repeated, z[others.flatten()], skip).view(others.shape)
-            table = torch.cat([own[:, None], against], 1)
-            term, accuracy = contrastive(table), contrastive_accuracy(table.detach())
-        tokens = sum(len(item.response) for item in items) / len(items)
-        return ClapTerms(-own.mean(), kl, term, accuracy, tokens)
+            rows = torch.cat([rows, others], 1)
+        repeated = [item for item in items for _ in range(rows.shape[1])]
+        table = self.log_probs(repeated, z[rows.flatten()], skip).view(rows.shape)  # column 0: under its own z
+        parts = zip(*(part.split(sizes, -2) for part in (*q, noise)), strict=True)
+        each = [kld(Gaussian(*of)) if standard_kl else dg_kld(Gaussian(*of), e) for *of, e in parts]
+        own = [part[:, 0] for part in table.split(sizes)]
+        term, accuracy = table.new_zeros(()), table.new_full((), torch.nan)
+        if others is not None:
+            term = torch.stack([contrastive(part) for part in table.split(sizes)]).mean()
+            accuracy = torch.stack([contrastive_accuracy(part.detach()) for part in table.split(sizes)]).mean()
+        tokens = sum(sum(len(item.response) for item in group) / len(group) for group in groups) / len(groups)
+        reconstruction = -torch.stack([part.mean() for part in own]).mean()
+        return ClapTerms(reconstruction, torch.stack(each).mean(), term, accuracy, tokens)

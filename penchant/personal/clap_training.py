@@ -1,76 +1,87 @@
-"""Trains CLaP on several responses a prompt, resumes what was interrupted, and says whether z is used at all."""
+"""Trains CLaP on several responses a prompt, in two stages, and resumes what was interrupted."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from penchant.chat import Text, Tokens
 from penchant.checkpoint import load_run, read_facts, save_run
 from penchant.errors import InputError
-from penchant.personal.clap import DRAWS, Clap
-from penchant.personal.clap_losses import contrastive_accuracy
-from penchant.personal.encoder import Gaussian
+from penchant.personal.adapter import LatentShift
+from penchant.personal.clap import DRAWS, Clap, ClapTerms
+from penchant.personal.groups import Group
+from penchant.personal.start import Start
 
-Group = list[Tokens]
-"""One prompt with each of its responses, all different."""
-CHECKPOINT = "training.safetensors"
-ACTIVE = 0.01
-"""A unit of z is active where the variance of its posterior means exceeds this (Burda et al.)."""
+BEGIN_RATE = 5e-4
+"""Learning rate of the encoder while it learns z of the start."""
+TOKENS_AT_ONCE = 2048
+"""Response tokens that are trained on at once, copies included; bounds memory."""
 
 
 @dataclass(frozen=True)
 class ClapSettings:
-    """How CLaP is trained."""
+    """How CLaP is trained; `published` is the paper's way."""
 
-    epochs: int = 1
-    prompts: int = 8
+    begin_epochs: int = 4
+    """Passes over the responses in which the encoder learns z of `Start`; 0 starts as the paper does."""
+    epochs: int = 0
+    """Passes of CLaP's own training behind that. It makes responses likelier under their z, and z less of a handle:
+    where the start is good, none serves people better."""
+    prompts: int = 4
     """Prompts a step."""
     learning_rate: float = 1e-3
     """Of AdamW; it rises over the first twentieth of the steps and falls to 0 by cosine."""
-    first_stage: float = 0.5
+    encoder_rate: float = 3e-4
+    """The encoder's own."""
+    first_stage: float = 0.0
     """Share of the steps with the gradient-only skip and without the contrastive term."""
-    others: int = 3
+    others: int = 0
     """Responses that each is told apart from in the second stage; 0 leaves the contrastive term out."""
+    unfreeze: bool = False
+    """Whether the LLM's layers are trained too in the second stage (the paper's main variant). Its input embeddings, by
+    which the encoder reads as well, its last norm and its vocabulary's head stay as they are."""
+    llm_learning_rate: float = 1e-5
+    """Of the LLM's layers, with the same rise and fall."""
     standard_kl: bool = False
     clip: float = 1.0
-    """Largest norm of a step's gradient."""
+    """Largest norm of a step's gradient, by all that trains."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "prompts"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("learning_rate", "clip"):
+        for name, least in (("prompts", 1), ("begin_epochs", 0), ("epochs", 0), ("others", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; give {least} or more.")
+        if not self.begin_epochs + self.epochs:
+            raise InputError("epochs and begin_epochs are both 0; give 1 or more of one of them.")
+        for name in ("learning_rate", "encoder_rate", "llm_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a finite number above 0.")
         if not 0 <= self.first_stage <= 1:
             raise InputError(f"first_stage is {self.first_stage}; give a share from 0 to 1.")
-        if self.others < 0:
-            raise InputError(f"others is {self.others}; give 0 or more.")
+        if self.unfreeze and self.first_stage == 1:
+            raise InputError("unfreeze is for the second stage, and first_stage is 1; give a smaller share.")
 
+    @classmethod
+    def published(cls, **others: Any) -> ClapSettings:
+        """z from nothing, by two stages, the second with the contrastive term."""
+        own = {"begin_epochs": 0, "epochs": 1, "first_stage": 0.5, "others": 3, "encoder_rate": 1e-3, "prompts": 8}
+        return cls(**{**own, **others})
 
-def groups_of(clap: Clap, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[Group]:
-    """Prompts with their different responses as ids, no prompt with fewer than two; InputError where none is left."""
-    chat = clap.backbone.chat
-    found = []
-    for row, (prompt, answers) in enumerate(zip(prompts, responses, strict=True)):
-        texts = [text for text in dict.fromkeys(answers) if text.strip()]
-        items = chat.encode([prompt] * len(texts), texts, [row] * len(texts))
-        unique = list({item.key: item for item in items}.values())
-        if len(unique) > 1:
-            found.append(unique)
-    if not found:
-        raise InputError("no prompt has two different responses; sample more answers, or at a higher temperature.")
-    return found
+    def check_llm(self, dtype: torch.dtype) -> None:
+        """InputError for an LLM that is to be trained in a type in which its small steps are rounded away."""
+        if self.unfreeze and dtype != torch.float32:
+            raise InputError(
+                f"unfreeze trains the LLM, which is loaded as {str(dtype).removeprefix('torch.')}; give dtype float32."
+            )
 
 
 def train_clap(
@@ -78,80 +89,196 @@ def train_clap(
     groups: Sequence[Group],
     settings: ClapSettings,
     folder: str | Path | None = None,
+    start: Start | None = None,
     *,
     save_seconds: float = 60.0,
     show_progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train the encoder, the adapter and the skip; the LLM stays as it is. Returns a row of figures a step.
+    """Train the encoder, the adapter and the skip, and the LLM's layers if asked to. Returns a row of figures a step.
+
+    With a `start` the adapter begins at its axes, if it is a shift, and the encoder learns its z first.
 
     A run that was killed goes on from the checkpoint in `folder` and ends with the very weights of one that was not.
-    InputError if that checkpoint is of other settings or texts.
+    InputError if that checkpoint is of other settings or texts, or the LLM is to be trained and is not float32.
     """
-    trained = [p for p in clap.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=0.01)
-    steps = settings.epochs * math.ceil(len(groups) / settings.prompts)
-    digest = hashlib.blake2b(b"".join(item.key for group in groups for item in group), digest_size=16).hexdigest()
-    made_with = {**asdict(settings), "texts": digest, "llm": clap.backbone.revision, "latent": clap.latent}
-    path = Path(folder) / CHECKPOINT if folder is not None else None
-    log: list[dict[str, float]] = []
-    if path is not None and path.is_file():
-        log = read_facts(path, made_with)["log"]
-        load_run(path, clap, adam)
-    saved = time.monotonic()
-    with tqdm(total=steps, initial=len(log), unit="step", desc="CLaP", disable=not show_progress, leave=False) as bar:
-        for step in range(len(log), steps):
-            log.append(_step(clap, adam, trained, groups, settings, step, steps))
-            last = log[-1]
-            bar.set_postfix_str(f"{last['nats_per_token']:.3f} nats a token, KL {last['kl']:.2f}")
-            bar.update()
-            if path is not None and (step + 1 == steps or time.monotonic() - saved > save_seconds):
-                save_run(path, clap, adam, {"made_with": made_with, "log": log})
-                saved = time.monotonic()
-    return log
+    runs: list[Run] = []
+    if start is not None:
+        if isinstance(clap.adapter, LatentShift):
+            clap.adapter.begin(start.axes)
+        runs.append(Beginning(clap, groups, settings, start.targets))
+    runs.append(Training(clap, groups, settings))
+    for run in runs:
+        path = Path(folder) / run.file if folder is not None else None
+        if path is not None and path.is_file():
+            run.resume(path)
+        saved, done = time.monotonic(), len(run.log)
+        with tqdm(
+            total=run.steps, initial=done, unit="step", desc=run.name, disable=not show_progress, leave=False
+        ) as bar:
+            while len(run.log) < run.steps:
+                bar.set_postfix_str(run.step())
+                bar.update()
+                if path is not None and (len(run.log) == run.steps or time.monotonic() - saved > save_seconds):
+                    run.save(path)
+                    saved = time.monotonic()
+        run.release()
+    return runs[-1].log
 
 
-def _step(
-    clap: Clap,
-    adam: torch.optim.Optimizer,
-    trained: Sequence[Tensor],
-    groups: Sequence[Group],
-    settings: ClapSettings,
-    step: int,
-    steps: int,
-) -> dict[str, float]:
-    """One step on the next prompts; all that is random in it follows from the seed and its number."""
-    per_epoch = steps // settings.epochs
-    epoch, place = divmod(step, per_epoch)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
-    random = torch.Generator().manual_seed((settings.seed * 1_000_003 + 17) * 1_000_003 + step)
-    share = step / steps
-    rate = min(1.0, (step + 1) / max(1.0, steps / 20)) * 0.5 * (1 + math.cos(math.pi * share))
-    for part in adam.param_groups:
-        part["lr"] = settings.learning_rate * rate
-    first = share < settings.first_stage
-    adam.zero_grad()
-    rows: list[dict[str, float]] = []
-    batch = order[place * settings.prompts : (place + 1) * settings.prompts].tolist()
-    for number in batch:
-        items = groups[number]
-        n = len(items)
-        noise = torch.randn(DRAWS, n, clap.latent, generator=random).to(clap.backbone.device)
-        others = None
-        if settings.others and not first:
-            others = _others(n, min(settings.others, n - 1), random).to(clap.backbone.device)
-        terms = clap(items, noise, others, skip=first, standard_kl=settings.standard_kl)
-        (terms.loss / len(batch)).backward()
-        rows.append(
-            {
-                "loss": float(terms.loss.detach()),
-                "nats_per_token": float(terms.reconstruction.detach()) / terms.tokens,
-                "kl": float(terms.kl.detach()),
-                "contrastive": float(terms.contrastive.detach()),
-            }
+class Run:
+    """Steps on a few prompts each; `train_clap` drives it. Nothing drops out: all run as they do when they are used.
+
+    Attributes: `steps` of the whole run; `log`, a row for each step done; `adam`; `kept`, the modules whose weights a
+    checkpoint must hold; `name` and `file`, of the bar and of the checkpoint.
+    """
+
+    name: str
+    file: str
+
+    def __init__(
+        self, clap: Clap, groups: Sequence[Group], settings: ClapSettings, epochs: int, parts: list[dict[str, Any]]
+    ) -> None:
+        self.clap, self.groups, self.settings = clap.eval(), groups, settings
+        self.per_epoch = math.ceil(len(groups) / settings.prompts)
+        self.steps = epochs * self.per_epoch
+        self.log: list[dict[str, float]] = []
+        self.kept = nn.ModuleDict({"clap": clap})
+        self.adam = torch.optim.AdamW(parts, weight_decay=0.01)
+
+    def step(self) -> str:
+        """One step on the next prompts, and what to say of it; all that is random follows from seed and number."""
+        raise NotImplementedError
+
+    def _batch(self) -> list[int]:
+        """The numbers of a step's prompts."""
+        epoch, place = divmod(len(self.log), self.per_epoch)
+        seed, size = self.settings.seed * 1_000_003 + epoch, self.settings.prompts
+        order = torch.randperm(len(self.groups), generator=torch.Generator().manual_seed(seed))
+        return order[place * size : (place + 1) * size].tolist()
+
+    def _descend(self, row: dict[str, float]) -> None:
+        """Take the step that the gradients say, and log it."""
+        number = len(self.log)
+        rise = min(1.0, (number + 1) / max(1.0, self.steps / 20))
+        for part in self.adam.param_groups:
+            part["lr"] = part["peak"] * rise * 0.5 * (1 + math.cos(math.pi * number / self.steps))
+        trained = [p for part in self.adam.param_groups for p in part["params"]]  # those without gradients do not count
+        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip)
+        self.adam.step()
+        self.adam.zero_grad()
+        self.log.append({**row, "gradient": float(norm)})
+
+    def release(self) -> None:
+        """Let go of what only training needs."""
+        self.adam.zero_grad()
+
+    def save(self, path: Path) -> None:
+        save_run(path, self.kept, self.adam, {"made_with": self._made_with(), "log": self.log})
+
+    def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote; InputError if that was a run of other settings, texts or LLM."""
+        self.log = read_facts(path, self._made_with())["log"]
+        load_run(path, self.kept, self.adam)
+
+    def _made_with(self) -> dict[str, Any]:
+        texts = hashlib.blake2b(b"".join(item.key for group in self.groups for item in group), digest_size=16)
+        backbone = self.clap.backbone
+        llm = {"llm": backbone.revision, "dtype": str(backbone.dtype).removeprefix("torch.")}
+        of_z = {"latent": self.clap.latent, "adapter": type(self.clap.adapter).__name__}
+        return {**asdict(self.settings), **llm, "texts": texts.hexdigest(), **of_z}
+
+
+class Beginning(Run):
+    """The encoder learns z of `Start`: L = -log q(z | x, y), without a pass of the LLM."""
+
+    name, file = "read z", "beginning.safetensors"
+
+    def __init__(self, clap: Clap, groups: Sequence[Group], settings: ClapSettings, targets: Sequence[Tensor]) -> None:
+        own = [p for p in clap.posterior.parameters() if p.requires_grad]
+        super().__init__(clap, groups, settings, settings.begin_epochs, [{"params": own, "peak": BEGIN_RATE}])
+        self.targets = targets
+
+    def step(self) -> str:
+        batch = self._batch()
+        z = torch.cat([self.targets[i] for i in batch]).to(self.clap.backbone.device)
+        loss = -self.clap.read([item for i in batch for item in self.groups[i]]).log_prob(z).mean()
+        loss.backward()
+        self._descend({"loss": float(loss.detach())})
+        return f"{float(loss.detach()):.2f} nats"
+
+
+class Training(Run):
+    """CLaP's two stages."""
+
+    name, file = "CLaP", "training.safetensors"
+
+    def __init__(self, clap: Clap, groups: Sequence[Group], settings: ClapSettings) -> None:
+        settings.check_llm(clap.backbone.dtype)
+        reader = [p for p in clap.posterior.parameters() if p.requires_grad]
+        rest = [p for part in (clap.adapter, clap.skip) for p in part.parameters()]
+        parts: list[dict[str, Any]] = [
+            {"params": rest, "peak": settings.learning_rate},
+            {"params": reader, "peak": settings.encoder_rate},
+        ]
+        self.layers = clap.backbone.layers  # the LLM's own
+        if settings.unfreeze:
+            parts.append({"params": list(self.layers.parameters()), "peak": settings.llm_learning_rate})
+        super().__init__(clap, groups, settings, settings.epochs, parts)
+        if settings.unfreeze:
+            self.kept["llm"] = self.layers
+
+    def step(self) -> str:
+        number, settings = len(self.log), self.settings
+        first = number / self.steps < settings.first_stage
+        self.layers.requires_grad_(settings.unfreeze and not first)
+        random = torch.Generator().manual_seed((settings.seed * 1_000_003 + 17) * 1_000_003 + number)
+        batch = [self.groups[i] for i in self._batch()]
+        few = 0 if first else min(settings.others, min(map(len, batch)) - 1)
+        row: dict[str, float] = {}
+        for groups in self._at_once(batch, 1 + few):
+            terms, share = self._terms(groups, few, first, random), len(groups) / len(batch)
+            (share * terms.loss).backward()
+            row = {name: row.get(name, 0.0) + share * part for name, part in terms.figures().items()}
+        nats = row.pop("reconstruction") / row.pop("tokens")
+        self._descend({**row, "nats_per_token": nats})
+        return f"{nats:.3f} nats a token, KL {row['kl']:.2f}"
+
+    def _at_once(self, batch: Sequence[Group], copies: int) -> Iterator[list[Group]]:
+        """Prompts that run together: as many as TOKENS_AT_ONCE response tokens hold, at least one."""
+        part: list[Group] = []
+        held = 0
+        for group in batch:
+            tokens = copies * sum(len(item.response) for item in group)
+            if part and held + tokens > TOKENS_AT_ONCE:
+                yield part
+                part, held = [], 0
+            part.append(group)
+            held += tokens
+        yield part
+
+    def _terms(self, groups: Sequence[Group], few: int, first: bool, random: torch.Generator) -> ClapTerms:
+        """The loss of some prompts' responses, each told apart from `few` others.
+
+        What is drawn for a prompt does not depend on which prompts run together.
+        """
+        noise, others, start = [], [], 0
+        for group in groups:
+            noise.append(torch.randn(DRAWS, len(group), self.clap.latent, generator=random))
+            others.append(start + _others(len(group), few, random))
+            start += len(group)
+        device = self.clap.backbone.device
+        found: ClapTerms = self.clap(
+            groups,
+            torch.cat(noise, 1).to(device),
+            torch.cat(others).to(device) if few else None,
+            skip=first,
+            standard_kl=self.settings.standard_kl,
         )
-    norm = torch.nn.utils.clip_grad_norm_(trained, settings.clip)
-    adam.step()
-    return {**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}, "gradient": float(norm)}
+        return found
+
+    def release(self) -> None:
+        self.layers.requires_grad_(False)
+        super().release()
 
 
 def _others(n: int, count: int, random: torch.Generator) -> Tensor:
@@ -159,44 +286,3 @@ def _others(n: int, count: int, random: torch.Generator) -> Tensor:
     drawn = torch.rand(n, n, generator=random)
     drawn.fill_diagonal_(2.0)
     return drawn.argsort(1)[:, :count]
-
-
-@torch.no_grad()
-def evaluate_clap(clap: Clap, groups: Sequence[Group], seed: int = 0) -> dict[str, float]:
-    """Figures on prompts that were not trained on.
-
-    nats_per_token: of responses under their own posterior's mean; `plain` under the LLM without z, `prior` under a z
-    drawn from N(0, I). active_units: see ACTIVE. mutual_information: of z and the response, in nats, by minibatches of
-    all responses here (it cannot exceed the logarithm of their number). contrastive_accuracy: share of responses that
-    are likelier under their own z than under that of any other response to the prompt.
-    """
-    random = torch.Generator().manual_seed(seed)
-    device = clap.backbone.device
-    tokens, own, prior, plain, right = 0, 0.0, 0.0, 0.0, 0.0
-    read: list[Gaussian] = []
-    for items in groups:
-        q = clap.read(items)
-        n = len(items)
-        table = clap.log_probs([item for item in items for _ in range(n)], q.mean.repeat(n, 1)).view(n, n)
-        mine = table.diagonal()
-        away = table[~torch.eye(n, dtype=torch.bool, device=device)].view(n, n - 1)
-        right += float(contrastive_accuracy(torch.cat([mine[:, None], away], 1))) * n
-        own -= float(mine.sum())
-        prior -= float(clap.log_probs(items, torch.randn(n, clap.latent, generator=random).to(device)).sum())
-        plain -= float(clap.log_probs(items, None).sum())
-        tokens += sum(len(item.response) - (not len(item.prompt)) for item in items)
-        read.append(q)
-    q = Gaussian(*(torch.cat(parts) for parts in zip(*read, strict=True)))
-    count = len(q.mean)
-    z = q.draw(torch.randn(count, clap.latent, generator=random).to(device))
-    of_each = q.log_prob(z[:, None])  # [z, posterior]
-    information = (of_each.diagonal() - of_each.logsumexp(1) + math.log(count)).mean()
-    return {
-        "nats_per_token": own / tokens,
-        "plain": plain / tokens,
-        "prior": prior / tokens,
-        "active_units": float((q.mean.var(0) > ACTIVE).sum()),
-        "mutual_information": float(information),
-        "contrastive_accuracy": right / count,
-        "responses": float(count),
-    }

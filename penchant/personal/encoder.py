@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from penchant.errors import InputError
+from penchant.personal.prefix import distinct, read_on, read_prefix
 
 QUERIES = 4
 LAYERS = 2
@@ -79,6 +80,8 @@ class LatentEncoder(nn.Module):
         self.latent = latent
         embedding: Any = llm.get_input_embeddings()
         self._embedding = [embedding]  # in a list, so that it is not among this module's own weights
+        # The layers run in the LLM's number type; their weights, and all that is compared, are float32.
+        self._dtype = embedding.weight.dtype
         n = int(config.hidden_size)
         self.queries = nn.Parameter(torch.randn(queries, n) * embedding.weight.detach().float().std())
         self.before, self.after = nn.LayerNorm(n), nn.LayerNorm(n)
@@ -87,26 +90,32 @@ class LatentEncoder(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, texts: Sequence[Tensor]) -> Gaussian:
-        """z's distribution for b texts, each int ids [t_i] (t_i may be 0)."""
-        return self.read(self.features(texts))
+    def forward(self, texts: Sequence[Tensor], behind: Sequence[Tensor] | None = None) -> Gaussian:
+        """z's distribution for b texts, each int ids [t_i] (t_i may be 0); `behind` as in `features`."""
+        return self.read(self.features(texts, behind))
 
-    def features(self, texts: Sequence[Tensor]) -> Tensor:
-        """What the head reads: float32 [b, queries, n]."""
-        m, device = len(self.queries), self.queries.device
-        lengths = torch.tensor([len(text) for text in texts])
-        width = int(lengths.max()) + m
-        ids = torch.zeros(len(texts), width, dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = text
-        embedded = self._embedding[0](ids.to(device)).float()
+    def features(self, texts: Sequence[Tensor], behind: Sequence[Tensor] | None = None) -> Tensor:
+        """What the head reads: float32 [b, queries, n].
+
+        `behind` are b prompts that the texts stand behind; each different one is read once.
+        """
+        first, owner = [0], torch.zeros(len(texts), dtype=torch.long)
+        prompts = [torch.zeros(0, dtype=torch.long)]
+        if behind is not None:
+            first, owner = distinct([prompt.numpy().tobytes() for prompt in behind])
+            prompts = [behind[row] for row in first]
         # Queries right behind each text: causal layers then never see the padding, which stands behind the queries.
-        places = (lengths[:, None] + torch.arange(m)).to(device)
-        rows = torch.arange(len(texts), device=device)[:, None]
-        embedded = embedded.index_put((rows, places), self.queries.expand(len(texts), -1, -1))
-        mask = (torch.arange(width) < (lengths + m)[:, None]).long().to(device)
-        states = self.layers(inputs_embeds=self.before(embedded), attention_mask=mask, use_cache=False)[0]
-        found: Tensor = self.after(states[rows, places])
+        with torch.autocast(self.queries.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            prefix = read_prefix(self.layers, [self._embedded(prompt) for prompt in prompts])
+            rows = [torch.cat([self._embedded(text), self.before(self.queries)]) for text in texts]
+            states = read_on(self.layers, prefix, owner, rows)
+        places = torch.tensor([len(text) for text in texts])[:, None] + torch.arange(len(self.queries))
+        found: Tensor = self.after(states[torch.arange(len(texts))[:, None], places].float())
+        return found
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """What the layers get of a text [t]: [t, n]."""
+        found: Tensor = self.before(self._embedding[0](ids.to(self.queries.device)).float())
         return found
 
     def read(self, features: Tensor) -> Gaussian:
@@ -132,5 +141,5 @@ def first_layers(llm: transformers.PreTrainedModel, layers: int) -> nn.Module:
         {k: v.float() for k, v in base.state_dict().items() if k in own and v.shape == own[k].shape}, strict=False
     )
     part.get_input_embeddings().requires_grad_(False)
-    found: nn.Module = part.train()
+    found: nn.Module = part.eval()  # what drops out would not be what a text says
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,81 +19,106 @@ from penchant.backbone import DEFAULT, load_whole
 from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.generation import Generator
-from penchant.personal.clap import Clap
-from penchant.personal.clap_training import ClapSettings, Group, evaluate_clap, groups_of, train_clap
+from penchant.personal.clap import AdapterKind, Clap
+from penchant.personal.clap_figures import evaluate_clap, plain_log_probs
+from penchant.personal.clap_training import ClapSettings, train_clap
 from penchant.personal.encoder import LATENT
+from penchant.personal.groups import Group, check_responses, groups_of
 from penchant.personal.people import People
-from penchant.personal.reading import Coordinates, prompt_features
-from penchant.policy.saving import load_base
+from penchant.personal.reach import Reach
+from penchant.personal.saving import load_llm, load_weights, save_llm
+from penchant.personal.start import principal_start
 
 CONFIG, WEIGHTS = "config.json", "clap.safetensors"
-HELD_OUT = 0.1
-"""Share of the prompts on which CLaP is judged, at least one."""
+HELD_OUT, MOST_HELD_OUT = 0.1, 10
+"""Share of the prompts on which CLaP is judged, at least one, and most of them: each response is read under the z of
+all others to its prompt."""
 
 
 class PersonalLLM(People):
     """One frozen LLM that speaks to each person in their taste, and scores by it.
 
-    Attributes: those of `People`; `generator`; `facts`, what config.json says; `folder`.
+    Attributes: those of `People`; `generator`; `reach`, how far z may go; `facts`, what config.json says; `folder`.
     """
 
     def __init__(
         self,
         clap: Clap,
         generator: Generator,
-        coordinates: Coordinates,
         facts: dict[str, Any],
         folder: Path,
     ) -> None:
-        super().__init__(clap, coordinates, folder, facts["digest"])
+        super().__init__(clap, folder, facts["digest"])
         self.generator, self.facts = generator, facts
+        self.reach = Reach(torch.tensor(facts["reach"]["slope"]), facts["reach"]["bend"])
 
     @classmethod
     def pretrain(
         cls,
         prompts: Sequence[Text],
         folder: str | Path,
+        responses: Sequence[Sequence[str]] | None = None,
         *,
         model: str = DEFAULT,
         dtype: str = "auto",
         max_length: int = 2048,
         latent: int = LATENT,
+        adapter: AdapterKind = "shift",
         answers: int = 8,
         max_new_tokens: int = 48,
         temperature: float = 1.0,
         settings: ClapSettings | None = None,
+        cache: str | Path | None = None,
         seed: int = 0,
         show_progress: bool = True,
     ) -> PersonalLLM:
-        """Sample answers from the LLM itself and train CLaP on them; both go on where a killed run left off.
+        """Train CLaP on several responses a prompt, the LLM's own or those given; a killed run goes on where it was.
 
-        Raises InputError for fewer than two prompts, or where none gets two different answers.
+        With `settings.unfreeze` the LLM is trained too, in float32, and lies in the folder then.
+
+        Args:
+            responses: two or more different texts for each prompt; None samples `answers` texts for each from the LLM.
+            dtype: as in `Backbone.load`; "auto" is float32 where the LLM is trained.
+            adapter: what z does to the LLM, "shift" or "positions" (the paper's).
+            cache: folder of the latents' cache, for the start (`settings.begin_epochs`).
+
+        Raises InputError for fewer than two prompts, responses that do not fit them, or where no prompt gets two
+        different answers.
         """
         target = Path(folder)
         if len(prompts) < 2:
             raise InputError(f"{len(prompts)} prompts are too few; give two or more, so that one can be held out.")
+        if responses is not None:
+            check_responses(prompts, responses)
         settings = settings or ClapSettings(seed=seed)
+        dtype = "float32" if settings.unfreeze and dtype == "auto" else dtype
         llm, backbone = load_whole(model, dtype, None, max_length)
+        settings.check_llm(backbone.dtype)
         torch.manual_seed(seed)
-        clap = Clap(llm, backbone, latent)
+        clap = Clap(llm, backbone, latent, adapter)
         generator = Generator(llm, backbone, clap.adapter)
         target.mkdir(parents=True, exist_ok=True)
-        texts = generator.sample(
-            prompts,
-            answers=answers,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=1.0,
-            seed=seed,
-            file=target / "answers.jsonl",
-            show_progress=show_progress,
-        )
-        groups = groups_of(clap, prompts, texts)
+        texts, sampling = responses, None
+        if texts is None:
+            texts = generator.sample(
+                prompts,
+                answers=answers,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=1.0,
+                seed=seed,
+                file=target / "answers.jsonl",
+                show_progress=show_progress,
+            )
+            sampling = {**generator.cost.to_dict(), "answers_each": answers, "max_new_tokens": max_new_tokens}
+        groups = groups_of(clap, prompts, texts, sampled=responses is None)
         train, held_out = _split(groups, seed)
-        log = train_clap(clap.train(), train, settings, target, show_progress=show_progress)
-        figures = evaluate_clap(clap.eval(), held_out)
-        coordinates = Coordinates.of(prompt_features(clap, [group[0] for group in groups]))
-        weights = _weights(clap, coordinates)
+        plain = plain_log_probs(clap, held_out)
+        start = principal_start(clap, train, cache) if settings.begin_epochs else None
+        log = train_clap(clap, train, settings, target, start, show_progress=show_progress)
+        figures = evaluate_clap(clap, held_out, plain=plain)
+        weights = _weights(clap)
+        reach = Reach.of(clap.eval(), generator, prompts, train, seed)
         facts = {
             "base": model,
             "asked_revision": None,
@@ -100,15 +126,19 @@ class PersonalLLM(People):
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "max_length": max_length,
             "latent": latent,
+            "adapter": adapter,
             "settings": asdict(settings),
-            "sampling": {**generator.cost.to_dict(), "answers_each": answers, "max_new_tokens": max_new_tokens},
+            "sampling": sampling,
             "figures": figures,
+            "reach": {"slope": reach.slope.tolist(), "bend": reach.bend},
             "log": log,
             "digest": _digest(weights),
         }
+        if settings.unfreeze:
+            facts |= save_llm(llm, backbone, target)
         save_file(weights, target / WEIGHTS)
         (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        return cls(clap, generator, coordinates, facts, target)
+        return cls(clap, generator, facts, target)
 
     @classmethod
     def load(cls, folder: str | Path) -> PersonalLLM:
@@ -117,15 +147,13 @@ class PersonalLLM(People):
         try:
             facts = json.loads((target / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(target / WEIGHTS)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
-        llm, backbone = load_base(facts)
-        clap = Clap(llm, backbone, facts["latent"])
-        own = {name: value for name, value in weights.items() if not name.startswith("coordinates.")}
-        clap.load_state_dict(own, strict=False)
-        coordinates = Coordinates(weights["coordinates.center"], weights["coordinates.axes"])
+        llm, backbone = load_llm(facts, target)
+        clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
+        load_weights(clap, weights, target / WEIGHTS)
         generator = Generator(llm, backbone, clap.adapter)
-        return cls(clap, generator, coordinates, facts, target)
+        return cls(clap, generator, facts, target)
 
     def generate(
         self,
@@ -139,7 +167,10 @@ class PersonalLLM(People):
         seed: int = 0,
         show_progress: bool = False,
     ) -> list[list[str]]:
-        """`answers` texts for each prompt in the taste of a person, or of nobody in particular."""
+        """`answers` texts for each prompt in the taste of a person, or of nobody in particular.
+
+        z is that of `z`, held within `reach`: where answers are about as likely as the LLM's own.
+        """
         return self.generator.sample(
             prompts,
             answers=answers,
@@ -147,7 +178,7 @@ class PersonalLLM(People):
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            z=self.z(prompts, user_id),
+            z=self.reach.within(self.z(prompts, user_id)),
             show_progress=show_progress,
         )
 
@@ -155,14 +186,13 @@ class PersonalLLM(People):
 def _split(groups: list[Group], seed: int) -> tuple[list[Group], list[Group]]:
     """Groups to train on and groups to judge by."""
     order = np.random.default_rng(seed).permutation(len(groups))
-    kept = max(1, round(HELD_OUT * len(groups)))
+    kept = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(groups))))
     return [groups[i] for i in order[kept:]] or groups, [groups[i] for i in order[:kept]]
 
 
-def _weights(clap: Clap, coordinates: Coordinates) -> dict[str, Tensor]:
+def _weights(clap: Clap) -> dict[str, Tensor]:
     """What is kept of training: not the skip, and nothing of the LLM's own."""
     own = {name: value for name, value in clap.state_dict().items() if not name.startswith("skip.")}
-    own |= {f"coordinates.{name}": value for name, value in coordinates.state_dict().items()}
     return {name: value.detach().cpu().contiguous() for name, value in own.items()}
 
 

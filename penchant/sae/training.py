@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from penchant.checkpoint import load_run, read_facts, save_run
 from penchant.errors import InputError
 from penchant.sae.activations import Blocks
 from penchant.sae.autoencoder import SAEConfig, SparseAutoencoder
@@ -166,41 +163,22 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Everything a run needs to go on, in one file, replaced at once."""
-        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
-        for name, parameter in self.sae.named_parameters():
-            for moment, value in self.adam.state.get(parameter, {}).items():
-                tensors[f"adam.{name}.{moment}"] = value
-        tensors["silent"] = self.silent
         facts = {
-            "config": asdict(self.config),
-            "source": self.source,
+            "made_with": asdict(self.config) | self.source,
             "sae": self.sae.config.to_dict(),
             "progress": asdict(self.progress),
         }
-        partial = path.with_suffix(".partial")
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"facts": json.dumps(facts)})
-        os.replace(partial, path)
+        save_run(path, self.sae, self.adam, facts, silent=self.silent)
 
     @classmethod
     def resume(cls, path: Path, config: TrainingConfig, source: dict[str, Any]) -> Trainer:
         """The run that `save` wrote. Raises InputError if it was one with other settings, or of other states."""
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        before, now = facts["config"] | facts["source"], asdict(config) | source
-        if other := [name for name in now if before.get(name) != now[name]]:
-            raise InputError(
-                f"{path} is of a run with another {', '.join(other)}; give the same settings, or another folder"
-            )
+        facts = read_facts(path, asdict(config) | source)
         sae = SparseAutoencoder(SAEConfig(**facts["sae"]), str(path))
         if config.architecture == "jumprelu":
             sae.threshold = torch.nn.Parameter(sae.threshold)
-        sae.load_state_dict({name.removeprefix("sae."): v for name, v in tensors.items() if name.startswith("sae.")})
         trainer = cls(config, sae)
-        trainer.silent = tensors["silent"]
-        for name, parameter in sae.named_parameters():
-            moments = {n.rsplit(".", 1)[1]: v for n, v in tensors.items() if n.startswith(f"adam.{name}.")}
-            trainer.adam.state[parameter] = moments
+        trainer.silent = load_run(path, sae, trainer.adam)["silent"]
         trainer.progress, trainer.source = Progress(**facts["progress"]), source
         return trainer
 
@@ -250,7 +228,6 @@ def train_sae(
             bar.set_postfix_str(f"variance explained {1 - last['loss']:.3f}, dead {last['dead']:,.0f}")
             bar.update()
             if path is not None and (time.monotonic() - saved > save_seconds or p.epoch == config.epochs):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 trainer.save(path)
                 saved = time.monotonic()
     if config.architecture == "jumprelu":

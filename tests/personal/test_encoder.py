@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from penchant.errors import InputError
 from penchant.personal.encoder import Gaussian, LatentEncoder, log_normal
@@ -51,6 +52,31 @@ def test_its_layers_are_the_first_of_the_llm(kind: str) -> None:
     norm = base.norm if kind == "llama" else base.ln_f
     ours = encoder.layers(inputs_embeds=llm.get_input_embeddings()(text[None]), use_cache=False)[0]
     assert torch.allclose(norm(theirs), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_layers_run_in_the_llms_number_type_and_its_weights_are_float32(kind: str) -> None:
+    llm = tiny_llm(kind).bfloat16()
+    types: dict[torch.dtype, set[torch.dtype]] = {}
+
+    def features(dtype: torch.dtype) -> torch.Tensor:
+        torch.manual_seed(0)
+        encoder = LatentEncoder(llm.to(dtype), latent=8)
+        seen = types.setdefault(dtype, set())
+        for module in encoder.layers.modules():
+            if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
+                module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+        found = encoder.features([ids(4, 1), ids(7, 2)], [ids(9), ids(3, 3)])
+        found.square().sum().backward()
+        trained = [p for name, p in encoder.named_parameters() if p.requires_grad and not name.startswith("head.")]
+        assert all(p.dtype == torch.float32 for p in encoder.parameters())
+        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in trained)
+        return found.detach()
+
+    coarse, fine = features(torch.bfloat16), features(torch.float32)  # of the very same weights
+    assert coarse.dtype == fine.dtype == torch.float32
+    assert types == {torch.bfloat16: {torch.bfloat16}, torch.float32: {torch.float32}}
+    assert 0 < (coarse - fine).norm() < 0.05 * fine.norm()
 
 
 def test_training_it_leaves_the_llm_alone_and_teaches_all_of_it() -> None:

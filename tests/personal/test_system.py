@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from penchant.errors import InputError
+from penchant.errors import InputError, RecipeMismatch
+from penchant.generation import Generator
+from penchant.personal.adapter import LatentPositions
 from penchant.personal.clap_training import ClapSettings
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.system import PersonalLLM
@@ -17,20 +24,21 @@ from tests.tiny_llm import save_tiny_llm
 
 PROMPTS = [f"Say something about {thing}" for thing in ("a tree", "a dog", "rain", "tea", "a song", "snow")]
 
+SETTINGS = ClapSettings(begin_epochs=2, epochs=3, prompts=2, learning_rate=1e-2, first_stage=0.5, others=1)
+
 
 def pretrain(work: Path, name: str, **more: Any) -> PersonalLLM:
-    return PersonalLLM.pretrain(
-        PROMPTS,
-        work / name,
-        model=str(work / "llm"),
-        dtype="float32",
-        latent=8,
-        answers=4,
-        max_new_tokens=6,
-        settings=ClapSettings(epochs=3, prompts=2, learning_rate=1e-2, others=1),
-        show_progress=False,
-        **more,
-    )
+    usual = {
+        "model": str(work / "llm"),
+        "dtype": "float32",
+        "latent": 8,
+        "answers": 4,
+        "max_new_tokens": 6,
+        "settings": SETTINGS,
+        "cache": work / "cache",
+        "show_progress": False,
+    }
+    return PersonalLLM.pretrain(PROMPTS, work / name, **{**usual, **more})
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +99,112 @@ def test_pretraining_again_goes_on_from_what_is_there(work: Path) -> None:
     pretrain(work, "system")
     assert {p.name: p.read_bytes() for p in (work / "system").iterdir() if p.suffix == ".safetensors"} == whole
     assert (work / "system" / "answers.jsonl").read_bytes() == answers
+    assert {"beginning.safetensors", "training.safetensors", "clap.safetensors"} <= set(whole)
     other = pretrain(work, "other")
     assert other.facts["figures"] == PersonalLLM.load(work / "system").facts["figures"]  # the same from the start
+
+
+def test_the_papers_way_keeps_no_latents_and_comes_back_as_it_was(work: Path) -> None:
+    settings = ClapSettings.published(epochs=3, prompts=2, learning_rate=1e-2, others=1)
+    cache = work / "unused"
+    made = pretrain(work, "published", adapter="positions", settings=settings, cache=cache)
+    assert not cache.exists()
+    assert not (work / "published" / "beginning.safetensors").exists()
+    made.fit(judged({"ann": True}))
+    again = PersonalLLM.load(work / "published")
+    assert isinstance(again.clap.adapter, LatentPositions)
+    assert torch.equal(again.z(PROMPTS, "ann"), made.z(PROMPTS, "ann"))
+    answers = made.generate(PROMPTS, "ann", max_new_tokens=5)
+    assert again.generate(PROMPTS, "ann", max_new_tokens=5) == answers
+    with pytest.raises(InputError, match="adapter is 'prefix'"):
+        pretrain(work, "prefix", adapter="prefix")
+    assert not (work / "prefix").exists()
+
+
+@pytest.fixture(scope="module")
+def unfrozen(work: Path) -> PersonalLLM:
+    return pretrain(work, "unfrozen", dtype="auto", settings=replace(SETTINGS, unfreeze=True, llm_learning_rate=1e-2))
+
+
+def test_an_llm_that_was_trained_moves_with_the_system(work: Path, unfrozen: PersonalLLM, tmp_path: Path) -> None:
+    unfrozen.fit(judged({"ann": True}))
+    z, answers = unfrozen.z(PROMPTS, "ann"), unfrozen.generate(PROMPTS, "ann", max_new_tokens=5)
+    moved = shutil.copytree(work / "unfrozen", tmp_path / "elsewhere")
+    system = PersonalLLM.load(moved)
+    assert json.loads((moved / "config.json").read_text())["llm"] == "llm"
+    assert torch.equal(system.z(PROMPTS, "ann"), z)
+    assert system.generate(PROMPTS, "ann", max_new_tokens=5) == answers
+    plain = AutoModelForCausalLM.from_pretrained(moved / "llm").state_dict()
+    base = AutoModelForCausalLM.from_pretrained(work / "llm").state_dict()
+    for name, value in system.generator.model.state_dict().items():
+        assert torch.equal(value, unfrozen.generator.model.state_dict()[name]), name
+        assert torch.equal(value, plain[name]), name
+        assert torch.equal(value, base[name]) == (".layers." not in name), name
+    ours, theirs = (llm.clap.backbone.recipe(("3:last",)) for llm in (system, unfrozen))
+    assert ours.revision == theirs.revision != PersonalLLM.load(work / "system").clap.backbone.revision
+    assert ours.dtype == "float32"
+
+
+def test_pretraining_an_unfrozen_llm_again_ends_the_same(work: Path, unfrozen: PersonalLLM) -> None:
+    whole = {p: p.read_bytes() for p in (work / "unfrozen").rglob("*") if p.suffix in (".safetensors", ".json")}
+    assert len(whole) > 4
+    again = pretrain(work, "unfrozen", settings=ClapSettings(**unfrozen.facts["settings"]))
+    assert {p: p.read_bytes() for p in whole} == whole
+    frozen = PersonalLLM.load(work / "system").facts["figures"]
+    assert again.facts["figures"]["plain"] == frozen["plain"]  # the LLM as it was before
+    assert again.facts["figures"]["nats_per_token"] != frozen["nats_per_token"]
+
+
+def test_an_llm_that_is_not_the_systems_is_refused(work: Path, unfrozen: PersonalLLM, tmp_path: Path) -> None:
+    moved = shutil.copytree(work / "unfrozen", tmp_path / "system")
+    shutil.copy(work / "llm" / "model.safetensors", moved / "llm")
+    with pytest.raises(RecipeMismatch, match="get the same weights"):
+        PersonalLLM.load(moved)
+    shutil.rmtree(moved / "llm")
+    with pytest.raises(InputError, match="no folder at"):
+        PersonalLLM.load(moved)
+
+
+def test_given_responses_are_learned_from_and_nothing_is_sampled(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Generator, "sample", None)
+    given = [["aaaa aa", f"b {prompt}", "cc", "cc"][: 3 + row % 2] for row, prompt in enumerate(PROMPTS)]
+    shutil.copytree(work / "llm", tmp_path / "llm")
+    system = pretrain(tmp_path, "given", responses=given)
+    assert system.facts["sampling"] is None
+    assert system.facts["figures"]["responses"] == 3  # of the one prompt held out
+    assert not (tmp_path / "given" / "answers.jsonl").exists()
+    with pytest.raises(InputError, match="another texts"):
+        pretrain(tmp_path, "given", responses=[[*row, "new"] for row in given])
+    for wrong, says in (
+        (given[1:], "6 prompts and 5 lists"),
+        ([*given[:-1], "text"], "row 5: .* list of texts"),
+        ([["one"], *given[1:]], "row 0: .* 1 differ"),
+    ):
+        with pytest.raises(InputError, match=says):
+            pretrain(tmp_path, "wrong", responses=wrong)
+
+
+def test_weights_that_are_not_all_there_are_refused(work: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(work / "system", tmp_path / "system")
+    path = moved / "clap.safetensors"
+    whole = load_file(path)
+    assert not any(name.startswith("skip.") for name in whole)
+    without = {name: {k: v for k, v in whole.items() if k != name} for name in ("adapter.axes", "coordinates.axes")}
+    for weights, says in (
+        (without["adapter.axes"], "lacks adapter.axes; pretrain anew"),
+        (without["coordinates.axes"], "lacks coordinates.axes"),
+        ({**whole, "adapter.gates": torch.zeros(1)}, "holds the unknown adapter.gates"),
+        ({**whole, "adapter.axes": torch.zeros(1)}, "other sizes"),
+    ):
+        save_file(weights, path)
+        with pytest.raises(InputError, match=says) as caught:
+            PersonalLLM.load(moved)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="no personal LLM"):
+        PersonalLLM.load(moved)
 
 
 def test_what_cannot_be_used_is_named(work: Path, tmp_path: Path) -> None:
@@ -100,6 +212,9 @@ def test_what_cannot_be_used_is_named(work: Path, tmp_path: Path) -> None:
         PersonalLLM.load(tmp_path)
     with pytest.raises(InputError, match="too few"):
         PersonalLLM.pretrain(PROMPTS[:1], tmp_path / "x", model=str(work / "llm"))
+    with pytest.raises(InputError, match="give dtype float32"):
+        pretrain(work, "coarse", dtype="bfloat16", settings=replace(SETTINGS, unfreeze=True))
+    assert not (work / "coarse").exists()  # before anything is sampled
     system = PersonalLLM.load(work / "system")
     with pytest.raises(InputError, match="user_id"):
         system.fit_users(judged({"ann": True}).remove_columns("user_id"))

@@ -1,0 +1,99 @@
+"""CLaP + Latent DPO: is a person's z worth as much as an LLM of their own, and what do many people cost?
+
+  sentiment  the paper's task: win rate over the unadapted LLM, perplexity and seconds, against DPO with LoRA, of all
+             weights, and P-tuning on the same pairs
+  questions  what the paper leaves open: size of z, what r(x, z) knows, another domain, feedback turned round
+  tastes     personal rewards on convarg's workers and the demo data's annotators (personal_tastes.py)
+  many       people fitted a second, bytes a person, lookup among a million (personal_many.py)
+
+What is done is kept in --work and not run again.
+
+    python benchmarks/personal.py --quick
+    python benchmarks/personal.py --work runs/personal
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import personal_many
+import personal_sentiment as task
+import personal_tastes
+from common import Job, finish, job_key, kept, run_jobs, table
+from personal_figures import figures_of, headline, tables
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = [Path(__file__).parent / f"personal_{part}.py" for part in ("job", "sentiment", "ptuning")]
+
+
+def jobs(seeds: list[int], quick: bool) -> tuple[list[Job], list[Job]]:
+    """What others stand on, then the rest, the most telling first."""
+    people, first = list(task.TASTES), seeds[:1]
+    before: list[Job] = [{"method": "base", "draw": draw, "seed": seed} for seed in seeds for draw in (0, 1)]
+    before += [{"method": "pretrain", "adapter": "shift", "seed": seed} for seed in seeds]
+    after: list[Job] = [{"method": "latent", "adapter": "shift", "seed": seed} for seed in seeds]
+    after += [{"method": "lora", "person": who, "seed": seed} for seed in seeds for who in people]
+    one = [{"method": "pretrain", "adapter": "positions", "seed": seed} for seed in first]
+    before += one
+    after += [{"method": "latent", "adapter": "positions", "seed": seed} for seed in first]
+    after += [{"method": "latent", "adapter": "shift", "full": True, "seed": seed} for seed in first]
+    after += [{"method": "reward", "adapter": "shift", "seed": seed} for seed in seeds]
+    if not quick:
+        for flips in (0.2, 0.4):
+            after += [{"method": "latent", "adapter": "shift", "flips": flips, "seed": seed} for seed in seeds]
+        before += [{"method": "base", "draw": 0, "domain": "demo", "seed": seed} for seed in first]
+        after += [{"method": "latent", "adapter": "shift", "domain": "demo", "seed": seed} for seed in first]
+        for size in (8, 64, 128):
+            before += [{"method": "pretrain", "adapter": "shift", "latent": size, "seed": seed} for seed in first]
+            after += [{"method": "latent", "adapter": "shift", "latent": size, "seed": seed} for seed in first]
+    after += [
+        {"method": name, "person": who, "seed": seed}
+        for seed in first
+        for name in ("ptuning", "full")
+        for who in people
+    ]
+    if quick:
+        before, after = ([{**job, "quick": True} for job in part] for part in (before, after))
+        after = [job for job in after if job.get("person", "negative") == "negative" and job["method"] != "full"]
+    return before, after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few prompts and pairs, one seed: does it run?")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "personal", help="where finished runs are kept")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no run of the sentiment task after these")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    task.data_file("movies/snippets")  # says at once where the data are not
+    args.work.mkdir(parents=True, exist_ok=True)
+    kept(args.work / f"pool{args.quick}.json", lambda: len(task.pool(args.work, quick_pool(args.quick)).prompts))
+    script, found = Path(__file__).with_name("personal_job.py"), {}
+    stages = jobs(seeds, args.quick)
+    for stage in stages:
+        found |= run_jobs(script, stage, args.work, CODE, args.work, args.workers, args.minutes)
+    results = [found[key] for stage in stages for job in stage if (key := job_key(job, CODE)) in found]
+    details: dict[str, Any] = {
+        "sentiment": figures_of(results),
+        "tastes": kept(args.work / f"tastes{args.quick}.json", lambda: personal_tastes.measure(quick=args.quick)),
+        "many": kept(args.work / f"many{args.quick}.json", lambda: personal_many.measure(quick=args.quick)),
+        "missing": sum(map(len, stages)) - len(results),
+    }
+    for title, rows in tables(details):
+        print(f"\n{title}\n{table(rows)}")
+    if details["missing"]:
+        print(f"\n{details['missing']} runs of the sentiment task were not done in the time given.")
+    finish("personal", headline(details), full=not args.quick, details=details, seeds=seeds)
+
+
+def quick_pool(quick: bool) -> int:
+    return task.QUICK_POOL if quick else task.POOL
+
+
+if __name__ == "__main__":
+    main()

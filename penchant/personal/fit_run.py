@@ -1,0 +1,184 @@
+"""A run of `penchant personal fit`: fit people from their pairs, then say whether knowing them pays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+
+from penchant.chat import Text
+from penchant.errors import InputError
+from penchant.pairs import describe
+from penchant.personal.fitting import LatentDPOSettings
+from penchant.personal.full_encoder import FullEncoderSettings
+from penchant.personal.judging import ANSWERED, compare_answers, judge, margins
+from penchant.personal.people import POPULATION, Settings
+from penchant.personal.people_map import people_map
+from penchant.personal.people_pairs import rows_by_person
+from penchant.personal.system import PersonalLLM
+from penchant.personal.watch import people_warnings
+
+FITTED = "fitted.json"
+"""Says in a run's folder that its people are in the database already: what a killed run must not do twice."""
+
+SIZED = 100
+"""People whose mean size is told, at most."""
+
+
+class Fitted(NamedTuple):
+    versions: dict[str, int]
+    """By person, after the fit."""
+    before: list[str]
+    """Who was known before."""
+    outdated: int
+    """People whose tastes belong to rewards that are no longer."""
+
+
+def fit_run(
+    system: PersonalLLM,
+    train: Dataset,
+    test: Dataset,
+    names: tuple[str, str],
+    folder: Path,
+    settings: Settings,
+    *,
+    population: bool | None = None,
+    rewards: bool = True,
+    examples: int = 8,
+    max_new_tokens: int = 64,
+    cache: str | Path | None = None,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Fit the population where it is asked for, then everybody in `train`; judge them on `test`. Returns metrics.
+
+    Args:
+        names: what train and test are called.
+        folder: of the run. One that was killed after its people were kept does not fit them again.
+        settings: of the compact form or of the full one, which they choose for who is new.
+        population: fit what all share first; None does so where the system lacks it and the pairs are not one person's.
+        rewards: tastes belong to what all share.
+        cache: folder of the latents' cache.
+        seed: of the intervals, the prompts shown and the answers.
+        examples: held-out prompts that a few people's answers are compared on; 0 for none.
+
+    Raises InputError where nobody in `test` is known.
+    """
+    cost: dict[str, Any] = {}
+    fitted = _fitted(system, train, folder, settings, population, rewards, cache, cost, show_progress)
+    known = set(system.users.get_many(list(rows_by_person(test))))
+    rows = [row for row, who in enumerate(test["user_id"]) if who in known]
+    if not rows:
+        raise InputError(
+            f"nobody who judged pairs of {names[1]} is known; give held-out pairs of the people in the data"
+        )
+    judged, strangers = test.select(rows), len(rows_by_person(test)) - len(known)
+    with _timed(cost, "judge_seconds"):
+        found = margins(system, judged, cache=cache, show_progress=show_progress)
+        metrics = judge(judged, found, seed)
+    pairs_of = {name: len(own) for name, own in rows_by_person(train).items()}
+    for one in metrics["people"]:
+        one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": fitted.versions.get(one["user_id"])}
+    most = sorted(metrics["people"], key=lambda one: (-one["held_out"], one["user_id"]))
+    people = [one["user_id"] for one in most]
+    prompts = _prompts(judged, seed)
+    metrics["map"] = people_map(system, prompts, people)
+    if examples:
+        with _timed(cost, "answer_seconds"):
+            shown = people[:ANSWERED]
+            metrics |= compare_answers(
+                system,
+                prompts[:examples],
+                shown,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                show_progress=show_progress,
+            )
+    metrics |= {
+        "data": {
+            "train": {"name": names[0], "people": len(pairs_of), **describe(train)},
+            "test": {"name": names[1], "people": len(people), "strangers": strangers, **describe(judged)},
+        },
+        "system": {
+            "folder": str(system.folder),
+            **{name: system.facts[name] for name in ("base", "dtype", "latent")},
+            "full": isinstance(settings, FullEncoderSettings),
+            "rewards": system.rewards is not None,
+            "population": (system.folder / POPULATION).is_file(),
+            "people": len(system.users),
+            "bytes_each": float(np.mean([person.size for person in system.users.get_many(people[:SIZED]).values()])),
+            "z": system.facts["figures"],
+        },
+        "seed": seed,
+        "cost": cost,
+    }
+    metrics["warnings"] = people_warnings(metrics, fitted.before, fitted.outdated)
+    return metrics
+
+
+def _fitted(
+    system: PersonalLLM,
+    train: Dataset,
+    folder: Path,
+    settings: Settings,
+    population: bool | None,
+    rewards: bool,
+    cache: str | Path | None,
+    cost: dict[str, Any],
+    show_progress: bool,
+) -> Fitted:
+    """Fit what is asked for, or take over what a run that was killed afterwards did."""
+    names = list(rows_by_person(train))
+    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings)}
+    marker = folder / FITTED
+    if marker.is_file():
+        kept = json.loads(marker.read_text(encoding="utf-8"))
+        now = {name: person.version for name, person in system.users.get_many(names).items()}
+        if kept["made_of"] == made_of and kept["versions"] == now:
+            cost |= kept["cost"]
+            return Fitted(**{name: kept[name] for name in Fitted._fields})
+    had_rewards = system.rewards is not None
+    if population is None:
+        lacking = not (system.folder / POPULATION).is_file() or (rewards and not had_rewards)
+        population = lacking and len(names) > 1
+    if population:
+        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
+        with _timed(cost, "population_seconds"):
+            system.fit_population(train, small, rewards=rewards, cache=cache, show_progress=show_progress)
+    before = list(system.users.get_many(names))
+    full = isinstance(settings, FullEncoderSettings)
+    with _timed(cost, "fit_seconds"):
+        versions = system.fit_users(train, settings, full=full, cache=cache, show_progress=show_progress)
+    cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
+    outdated = len(system.users) - len(names) if population and rewards and had_rewards else 0
+    fitted = Fitted(versions, before, outdated)
+    marker.write_text(json.dumps({"made_of": made_of, **fitted._asdict(), "cost": cost}) + "\n", encoding="utf-8")
+    return fitted
+
+
+def _digest(pairs: Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for row in pairs.select_columns(["prompt", "chosen", "rejected", "user_id"]):
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _prompts(pairs: Dataset, seed: int) -> list[Text]:
+    """The different prompts of some pairs, shuffled."""
+    found = list({json.dumps(prompt): prompt for prompt in pairs["prompt"]}.values())
+    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
+
+
+@contextmanager
+def _timed(cost: dict[str, Any], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    cost[name] = time.perf_counter() - start
