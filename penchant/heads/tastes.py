@@ -218,9 +218,10 @@ def newton(block: Array, mean: Array, prior: Array, weight: Array | None = None)
         p, second = curvature(w)
         slope = prior @ (w - mean)[:, :, None] - block.transpose(0, 2, 1) @ p
         step = np.linalg.solve(second, slope)[:, :, 0]
-        if np.abs(step).max() < TOLERANCE:
+        there = np.abs(step).max(axis=1, keepdims=True) < TOLERANCE
+        if there.all():
             break
-        length = np.ones((len(w), 1))
+        length = np.where(there, 0.0, 1.0)  # who is there stays, so that a taste is the same bit for bit beside others
         for _ in range(20):  # halved wherever it would not descend
             tried = objective(w - length * step)
             worse = tried > value + 1e-12 * np.abs(value)

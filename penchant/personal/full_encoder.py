@@ -1,7 +1,7 @@
 """The paper's form of a person: a whole latent encoder p(z | x), trained by Latent DPO; it reads the prompt alone.
 
-It owns two layers of the LLM, where the compact form of `fitting` owns a few hundred numbers: of SmolLM2-135M 28 MB a
-person and version, against less than 1 KB.
+It owns two layers of the LLM, where the compact form of `fitting` owns one vector: of SmolLM2-135M 28 MB a person and
+version, against 64 bytes.
 """
 
 from __future__ import annotations

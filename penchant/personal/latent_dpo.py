@@ -41,22 +41,10 @@ def candidates(chosen: Gaussian, rejected: Gaussian, noise: Tensor) -> Candidate
     return Candidates(z.transpose(0, 1), torch.sigmoid(odds).T)
 
 
-def least(edge: Tensor) -> Tensor:
-    """The least difference of rewards that the loss looks at, where that of the top quarter begins at `edge`.
-
-    Never 0: where posteriors are narrow, most rewards are 0 or 1 to the last bit.
-    """
-    return edge.clamp_min(torch.finfo(edge.dtype).tiny)
-
-
-def top_pairs(c: int) -> int:
-    """How many of the c (c - 1) ordered pairs are the top quarter."""
-    return max(1, int(TOP * c * (c - 1)))
-
-
 def latent_dpo_losses(person: Gaussian, found: Candidates, beta: float = 0.1) -> Tensor:
     """[b]: -mean log sigmoid( beta [ (log p(z_a | x) - log N(z_a)) - (log p(z_b | x) - log N(z_b)) ] ) over the ordered
-    pairs (a, b) of candidates whose r_a - r_b is in the top quarter of its prompt's.
+    pairs (a, b) of candidates whose r_a - r_b is in the top quarter of its prompt's, and above 0: where posteriors are
+    narrow, most rewards are 0 or 1 to the last bit.
 
     Args:
         person: p(z | x) of b prompts [b, latent].
@@ -65,7 +53,8 @@ def latent_dpo_losses(person: Gaussian, found: Candidates, beta: float = 0.1) ->
     evidence = (person.log_prob(z) - log_normal(z).sum(-1)).T  # log p(z | x) / p(z), [b, c]
     better = found.reward[:, :, None] - found.reward[:, None]  # [b, a, b']
     margin = evidence[:, :, None] - evidence[:, None]
-    edge = better.flatten(1).topk(top_pairs(better.shape[1]), 1).values[:, -1]
-    looked_at = better >= least(edge)[:, None, None]
+    c = better.shape[1]
+    edge = better.flatten(1).topk(max(1, int(TOP * c * (c - 1))), 1).values[:, -1, None, None]
+    looked_at = (better >= edge) & (better > 0)
     losses = torch.where(looked_at, -F.logsigmoid(beta * margin), 0.0)
     return losses.sum((1, 2)) / looked_at.sum((1, 2)).clamp_min(1)

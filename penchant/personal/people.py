@@ -33,11 +33,11 @@ Settings = LatentDPOSettings | FullEncoderSettings
 
 
 class People:
-    """What is known of them takes about 2.7 KB a person and version in the compact form, 28 MB in the full form of
+    """What is known of them takes about 2.2 KB a person and version in the compact form, 28 MB in the full form of
     SmolLM2-135M; `users.known(user_id).size` says how much it is.
 
-    Attributes: `clap`; `folder`; `population` [latent], what people start from;
-    `rewards`, the population's reward model, None where it was never fitted; `users`, the database in the folder.
+    Attributes: `clap`; `folder`; `population` [latent], what people start from; `rewards`, the population's reward
+    model, None where it was never fitted; `users`, the database in the folder.
     """
 
     def __init__(self, clap: Clap, folder: Path, digest: str) -> None:
@@ -68,6 +68,7 @@ class People:
 
         Raises InputError for rewards from fewer than two people, or a pair that does not say who judged it.
         """
+        _check_some(pairs)
         weight = None
         if "user_id" in pairs.column_names:
             names, owner = people_of(pairs)
@@ -118,8 +119,7 @@ class People:
             raise InputError(
                 f"settings are {type(settings).__name__}; give FullEncoderSettings with full, else LatentDPOSettings."
             )
-        if not len(pairs):
-            raise InputError("there are no pairs to fit people from; give at least one.")
+        _check_some(pairs)
         names, owner = people_of(pairs)
         rows, named = self.users.get_many(names), name_of(self.rewards)
         known = [Known.of(rows[name], named) if name in rows else Known() for name in names]
@@ -256,3 +256,8 @@ class People:
 
     def _read(self, pairs: Dataset, show_progress: bool = False) -> Judged:
         return read_pairs(self.clap, token_pairs(self.clap.backbone, pairs), show_progress)
+
+
+def _check_some(pairs: Dataset) -> None:
+    if not len(pairs):
+        raise InputError("there are no pairs to fit anybody from; give at least one.")

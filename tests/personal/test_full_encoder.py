@@ -10,7 +10,7 @@ from penchant.errors import InputError
 from penchant.personal.clap import Clap
 from penchant.personal.encoder import log_normal
 from penchant.personal.full_encoder import FullEncoderSettings, encoder_of, fit_encoder, read_prompts
-from penchant.personal.reading import Coordinates, read_pairs
+from penchant.personal.reading import read_pairs
 from tests.tiny_llm import save_tiny_llm
 
 PROMPTS = ["a tree", "rain and snow", "tea?", "what a song that was"]
@@ -31,7 +31,7 @@ def test_a_persons_encoder_moves_to_what_they_chose_and_leaves_the_rest_alone(cl
         layer.register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
     items = clap.backbone.chat.encode(PROMPTS * 2, ["aaaa aa"] * 4 + ["zz z zzz"] * 4)
     pairs = list(zip(items[:4], items[4:], strict=True))
-    judged = read_pairs(clap, Coordinates(torch.zeros(4 * 32), torch.zeros(4 * 32, 1)), pairs)
+    judged = read_pairs(clap, pairs)
     before = {name: value.clone() for name, value in clap.state_dict().items()}
     new = read_prompts(encoder_of(clap), items[:4])
     assert not new.mean.any()
@@ -39,7 +39,7 @@ def test_a_persons_encoder_moves_to_what_they_chose_and_leaves_the_rest_alone(cl
     settings = FullEncoderSettings(steps=60, learning_rate=3e-3, batch=3)
     weights = fit_encoder(clap, judged, items[:4], settings)
     person = read_prompts(encoder_of(clap, weights), items[4:])  # another response: it is not read
-    evidence = [person.log_prob(q.mean) - log_normal(q.mean).sum(-1) for q in judged[1:]]
+    evidence = [person.log_prob(q.mean) - log_normal(q.mean).sum(-1) for q in judged]
     assert (evidence[0] > evidence[1] + 0.1).all()
     again = fit_encoder(clap, judged, items[:4], settings)
     assert all(torch.equal(again[name], value) for name, value in weights.items())
