@@ -108,7 +108,9 @@ def train_clap(
         if isinstance(clap.adapter, LatentShift):
             clap.adapter.begin(start.axes)
         runs.append(Beginning(clap, groups, settings, start.targets))
-    runs.append(Training(clap, groups, settings))
+    settings.check_llm(clap.backbone.dtype)
+    if settings.epochs:
+        runs.append(Training(clap, groups, settings))
     for run in runs:
         path = Path(folder) / run.file if folder is not None else None
         if path is not None and path.is_file():
@@ -124,7 +126,7 @@ def train_clap(
                     run.save(path)
                     saved = time.monotonic()
         run.release()
-    return runs[-1].log
+    return runs[-1].log if settings.epochs else []
 
 
 class Run:

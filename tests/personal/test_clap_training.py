@@ -317,7 +317,7 @@ def test_what_cannot_be_used_is_named(llms: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="both 0"):
         ClapSettings(epochs=0, begin_epochs=0)
     with pytest.raises(InputError, match="second stage"):
-        ClapSettings(unfreeze=True, first_stage=1.0)
+        ClapSettings(epochs=1, unfreeze=True, first_stage=1.0)
     coarse = make_clap(llms["llama"], dtype="bfloat16")
     with pytest.raises(InputError, match="loaded as bfloat16; give dtype float32"):
         train_clap(coarse, five(coarse), replace(SETTINGS, unfreeze=True))
