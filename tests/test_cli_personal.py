@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from penchant.cli.main import main
 from penchant.personal import fit_run as fit_module
+from penchant.personal.judging import margins
+from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
 from tests.test_report import Page
 from tests.tiny_llm import save_tiny_llm
@@ -156,6 +159,20 @@ def test_a_fit_says_whether_knowing_people_pays(work: Path, fitted: Path, capsys
     assert Page(work / "run" / "report.html").source == page.source
     assert main(["report", str(work / "system")]) == 0
     capsys.readouterr()
+
+
+def test_margins_are_those_of_scores_and_of_z(fitted: Path) -> None:
+    system, pairs = PersonalLLM.load(fitted), Dataset.from_list(judged())
+    found = margins(system, pairs, cache=fitted.parent / "cache")
+    for name, rows in rows_by_person(pairs).items():
+        own = pairs.select(rows)
+        for kind, user_id in (("own", name), ("pooled", None)):
+            chosen, rejected = (
+                system.score(own["prompt"][:], own[side][:], user_id) for side in ("chosen", "rejected")
+            )
+            np.testing.assert_allclose(found[f"taste_{kind}"][rows], chosen - rejected, atol=1e-4)
+            np.testing.assert_allclose(found[f"latent_{kind}"][rows], system.latent_margins(own, user_id), atol=1e-4)
+    assert np.abs(found["taste_own"] - found["taste_pooled"]).min() > 0.01
 
 
 def test_the_same_command_again_fits_nobody_twice(
