@@ -311,6 +311,30 @@ def lpc_cost(record: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{made(record)}"
 
 
+def personal_sentiment(record: dict[str, Any]) -> str:
+    found = record["details"]["sentiment"]
+    names = {
+        "latent": "**Latent DPO, one vector a person**",
+        "latent / full": "Latent DPO, an encoder a person",
+        "latent / adapter positions": "as published: virtual positions, CLaP from nothing",
+        "lora": "DPO, LoRA",
+        "ptuning": "DPO, P-tuning",
+        "full": "DPO, all weights",
+    }
+    names |= {f"latent / latent {size}": f"Latent DPO, z of {size}" for size in (8, 64, 128)}
+    names |= {f"latent / flips {share}": f"Latent DPO, {share:.0%} of feedback turned round" for share in (0.2, 0.4)}
+    names["latent / domain demo"] = "Latent DPO, prompts of another domain"
+    people = ("positive", "negative", "neutral")
+    rows = [["method", "seeds", "win rate, %", *people, "perplexity, times the LLM's", "seconds a person"]]
+    for key, name in names.items():
+        if (row := found["methods"].get(key)) is None:
+            continue
+        each = [f"{100 * row[who]['win']['value']:.0f}" if who in row else "" for who in people]
+        win, ratio = (percent(row["win"]), f"{row['perplexity_ratio']:.2f}") if "win" in row else ("", "")
+        rows.append([name, str(row["seeds"]), win, *each, ratio, f"{row['seconds']:.1f}"])
+    return f"{markdown(rows)}\n\nAnswers that win over the unadapted LLM's under the person's score. {made(record)}"
+
+
 TABLES = {
     "reward_accuracy": reward_accuracy,
     "encode": encode,
@@ -326,11 +350,13 @@ TABLES = {
     "lpc": lpc,
     "lpc_people": lpc_people,
     "lpc_cost": lpc_cost,
+    "personal_sentiment": personal_sentiment,
 }
 SOURCE = {
     "lens_cost": "lens",
     **dict.fromkeys(("sparse_checks", "sparse_sae", "sparse_people"), "sparse"),
     **dict.fromkeys(("lpc_people", "lpc_cost"), "lpc"),
+    "personal_sentiment": "personal",
 }
 """The result a table is made from, where it is not its namesake."""
 

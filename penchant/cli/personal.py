@@ -185,10 +185,10 @@ def fit(
         population: fit what all share first; by default where the system has none yet and there are two people or more.
         full: fit an encoder of their own for each person, as the authors do, not a small head on shared features.
         rewards: what all share has tastes, too, which score responses; they take a pass of the LLM over the pairs.
-        steps: 30 by default, each on all pairs of a person, with --full 200 of up to 64 pairs.
+        steps: of the encoder's Adam, each on up to 64 pairs; 200 by default. With --full alone.
         learning_rate: of the encoder's Adam; 1e-4 by default. With --full alone.
         beta: of the loss; 0.1 by default.
-        pull: how strongly a person is held to what they start from; 0.01 by default. Not with --full.
+        pull: how strongly a person is held to what they start from; 0.0005 by default. Not with --full.
         examples: held-out prompts that are answered for up to six people; 0 for none, which saves the LLM's answers.
         max_new_tokens: longest answer.
         columns: the data's column names for ours, for example {worker: user_id}.
@@ -201,11 +201,11 @@ def fit(
     config = dict(locals())
     if full and pull is not None:
         raise InputError("--pull belongs to the small form of a person; leave it out with --full")
-    if not full and learning_rate is not None:
-        raise InputError("--learning_rate belongs to --full; the small form of a person finds its own")
+    if not full and not (steps is None and learning_rate is None):
+        raise InputError("--steps and --learning_rate belong to --full; the small form of a person needs neither")
     given = {"steps": steps, "learning_rate": learning_rate, "beta": beta, "pull": pull}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = (FullEncoderSettings if full else LatentDPOSettings)(**chosen, seed=seed)
+    settings = FullEncoderSettings(**chosen, seed=seed) if full else LatentDPOSettings(**chosen)
     if examples < 0 or max_new_tokens < 1:
         raise InputError(f"examples is {examples} and max_new_tokens {max_new_tokens}; give 0 or more, and 1 or more.")
     run = Run(out, "people", config)
@@ -228,6 +228,7 @@ def fit(
         examples=examples,
         max_new_tokens=max_new_tokens,
         cache=cache,
+        seed=seed,
     )
     report = run.finish({"title": f"People of {data}", **metrics}, write_personal_report)
     print(people_summary(metrics))

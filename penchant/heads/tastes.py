@@ -197,20 +197,21 @@ def posteriors(sides: list[Array], priors: Sequence[Taste]) -> Iterator[tuple[in
         yield from zip(rows.tolist(), *newton(block, mean, precision), strict=True)
 
 
-def newton(block: Array, mean: Array, prior: Array) -> tuple[Array, Array]:
-    """The taste [b, k] that minimises sum_i log(1 + exp(-block_i . w)) + (w - mean)' prior (w - mean) / 2, and the
-    second derivative [b, k, k] there; block is [b, n, k], mean [b, k], prior [b, k, k]."""
+def newton(block: Array, mean: Array, prior: Array, weight: Array | None = None) -> tuple[Array, Array]:
+    """The taste [b, k] that minimises sum_i weight_i log(1 + exp(-block_i . w)) + (w - mean)' prior (w - mean) / 2, and
+    the second derivative [b, k, k] there; block is [b, n, k], mean [b, k], prior [b, k, k], weight [b, n] or all 1."""
     w = mean
+    weight = np.ones(block.shape[:2]) if weight is None else weight
 
     def objective(w: Array) -> Array:
         away = w - mean
         pull = (away[:, None] @ prior @ away[:, :, None])[:, 0, 0] / 2
-        value: Array = np.logaddexp(0, -(block @ w[:, :, None])[:, :, 0]).sum(axis=1) + pull
+        value: Array = (weight * np.logaddexp(0, -(block @ w[:, :, None])[:, :, 0])).sum(axis=1) + pull
         return value
 
     def curvature(w: Array) -> tuple[Array, Array]:
         p = expit(-(block @ w[:, :, None]))  # probability of the other choice
-        return p, (block * (p * (1 - p))).transpose(0, 2, 1) @ block + prior
+        return weight[:, :, None] * p, (block * (weight[:, :, None] * p * (1 - p))).transpose(0, 2, 1) @ block + prior
 
     value = objective(w)
     for _ in range(STEPS):

@@ -55,6 +55,7 @@ def fit_run(
     examples: int = 8,
     max_new_tokens: int = 64,
     cache: str | Path | None = None,
+    seed: int = 0,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Fit the population where it is asked for, then everybody in `train`; judge them on `test`. Returns metrics.
@@ -66,6 +67,7 @@ def fit_run(
         population: fit what all share first; None does so where the system lacks it and the pairs are not one person's.
         rewards: tastes belong to what all share.
         cache: folder of the latents' cache.
+        seed: of the intervals, the prompts shown and the answers.
         examples: held-out prompts that a few people's answers are compared on; 0 for none.
 
     Raises InputError where nobody in `test` is known.
@@ -81,13 +83,13 @@ def fit_run(
     judged, strangers = test.select(rows), len(rows_by_person(test)) - len(known)
     with _timed(cost, "judge_seconds"):
         found = margins(system, judged, cache=cache, show_progress=show_progress)
-        metrics = judge(judged, found, settings.seed)
+        metrics = judge(judged, found, seed)
     pairs_of = {name: len(own) for name, own in rows_by_person(train).items()}
     for one in metrics["people"]:
         one |= {"pairs": pairs_of.get(one["user_id"], 0), "version": fitted.versions.get(one["user_id"])}
     most = sorted(metrics["people"], key=lambda one: (-one["held_out"], one["user_id"]))
     people = [one["user_id"] for one in most]
-    prompts = _prompts(judged, settings.seed)
+    prompts = _prompts(judged, seed)
     metrics["map"] = people_map(system, prompts, people)
     if examples:
         with _timed(cost, "answer_seconds"):
@@ -97,7 +99,7 @@ def fit_run(
                 prompts[:examples],
                 shown,
                 max_new_tokens=max_new_tokens,
-                seed=settings.seed,
+                seed=seed,
                 show_progress=show_progress,
             )
     metrics |= {
@@ -115,7 +117,7 @@ def fit_run(
             "bytes_each": float(np.mean([person.size for person in system.users.get_many(people[:SIZED]).values()])),
             "z": system.facts["figures"],
         },
-        "seed": settings.seed,
+        "seed": seed,
         "cost": cost,
     }
     metrics["warnings"] = people_warnings(metrics, fitted.before, fitted.outdated)
@@ -148,7 +150,7 @@ def _fitted(
         lacking = not (system.folder / POPULATION).is_file() or (rewards and not had_rewards)
         population = lacking and len(names) > 1
     if population:
-        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings(seed=settings.seed)
+        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
         with _timed(cost, "population_seconds"):
             system.fit_population(train, small, rewards=rewards, cache=cache, show_progress=show_progress)
     before = list(system.users.get_many(names))

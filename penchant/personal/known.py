@@ -1,8 +1,8 @@
 """What is known of a person, for z and for rewards, as the arrays that the database keeps.
 
-With 4 coordinates, a latent size of 32 and 40 directions of taste the compact form takes about 2.7 KB:
+With a latent size of 32 and 40 directions of taste the compact form takes about 2.2 KB:
 
-    latent                  float16 [r + 1, 2 latent]   W_u of `fitting`
+    latent                  float16 [latent]            m_u of `fitting`
     taste.REWARDS           float32 [k]                 mean of the taste
     certainty.REWARDS       float16 [k (k + 1) / 2]     its precision's Cholesky factor, the lower triangle row by row
 
@@ -31,7 +31,7 @@ class Known(NamedTuple):
     """A person; nobody in particular where all is None."""
 
     weights: Tensor | None = None
-    """W_u [r + 1, 2 latent]: the compact form."""
+    """m_u [latent]: the compact form."""
     encoder: Mapping[str, Tensor] | None = None
     """A whole encoder's weights by name: the full form."""
     taste: Taste | None = None

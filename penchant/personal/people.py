@@ -18,10 +18,10 @@ from penchant.errors import InputError
 from penchant.heads import TasteHead
 from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian, log_normal
-from penchant.personal.fitting import LatentDPOSettings, fit_people, gaussians
+from penchant.personal.fitting import LatentDPOSettings, fit_people
 from penchant.personal.full_encoder import FullEncoderSettings, encoder_of, fit_encoder, read_prompts
 from penchant.personal.known import LATENT, Known
-from penchant.personal.reading import Coordinates, Judged, prompt_features, read_pairs
+from penchant.personal.reading import Judged, read_pairs
 from penchant.personal.rewards import fit_tastes, in_taste, load_rewards, name_of, save_rewards
 from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
@@ -36,13 +36,13 @@ class People:
     """What is known of them takes about 2.7 KB a person and version in the compact form, 28 MB in the full form of
     SmolLM2-135M; `users.known(user_id).size` says how much it is.
 
-    Attributes: `clap`; `folder`; `coordinates` and `population` [r + 1, 2 latent], what people share and start from;
+    Attributes: `clap`; `folder`; `population` [latent], what people start from;
     `rewards`, the population's reward model, None where it was never fitted; `users`, the database in the folder.
     """
 
-    def __init__(self, clap: Clap, coordinates: Coordinates, folder: Path, digest: str) -> None:
-        self.clap, self.coordinates, self.folder = clap.eval(), coordinates, folder
-        self.population = torch.zeros(coordinates.axes.shape[1] + 1, 2 * clap.latent)
+    def __init__(self, clap: Clap, folder: Path, digest: str) -> None:
+        self.clap, self.folder = clap.eval(), folder
+        self.population = torch.zeros(clap.latent)
         if (folder / POPULATION).is_file():
             self.population = load_file(folder / POPULATION)[LATENT]
         self.rewards = load_rewards(folder / REWARDS, clap.backbone)
@@ -156,7 +156,7 @@ class People:
                 )
         whole = [person.encoder is not None or (full and person.weights is None) for person in known]
         items = token_pairs(self.clap.backbone, pairs)
-        judged = read_pairs(self.clap, self.coordinates, items, show_progress)
+        judged = read_pairs(self.clap, items, show_progress)
         start = torch.stack([self.population if person.weights is None else person.weights for person in known])
         compact = (~torch.tensor(whole)[owner]).nonzero()[:, 0]
         small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
@@ -207,10 +207,9 @@ class People:
         return self._p_z(self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts)), user_id)
 
     def mean_z(self, prompts: Sequence[Text], user_ids: Sequence[str | None]) -> Tensor:
-        """`z` of many people, averaged over the prompts, which are read once: [people, latent]."""
+        """`z` of many people, averaged over the prompts: [people, latent]."""
         items = self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts))
-        coordinates = self.coordinates(prompt_features(self.clap, items))
-        return torch.stack([self._p_z(items, user_id, coordinates).mean.mean(0) for user_id in user_ids])
+        return torch.stack([self._p_z(items, user_id).mean.mean(0) for user_id in user_ids])
 
     def latent_margins(self, pairs: Dataset, user_id: str | None = None) -> NDArray[np.float32]:
         """How a person's p(z | x) orders n pairs, or the population's, without a layer of the LLM: float32 [n],
@@ -220,9 +219,9 @@ class People:
         Swapping chosen and rejected flips the sign. InputError for somebody unknown.
         """
         items = token_pairs(self.clap.backbone, pairs)
-        judged = read_pairs(self.clap, self.coordinates, items)
-        person = self._p_z([chosen for chosen, _ in items], user_id, judged.coordinates)
-        chosen, rejected = (person.log_prob(q.mean) - log_normal(q.mean).sum(-1) for q in judged[1:])
+        judged = read_pairs(self.clap, items)
+        person = self._p_z([chosen for chosen, _ in items], user_id)
+        chosen, rejected = (person.log_prob(q.mean) - log_normal(q.mean).sum(-1) for q in judged)
         margins: NDArray[np.float32] = (chosen - rejected).numpy()
         return margins
 
@@ -246,15 +245,14 @@ class People:
             raise InputError(f"{user_id!r} was fitted before these rewards were; fit this person again on some pairs.")
         return in_taste(self.rewards, taste)
 
-    def _p_z(self, prompts: Sequence[Tokens], user_id: str | None, coordinates: Tensor | None = None) -> Gaussian:
-        """p(z | x) at n prompts, whose coordinates [n, r + 1] are read where they are not given."""
+    def _p_z(self, prompts: Sequence[Tokens], user_id: str | None) -> Gaussian:
+        """p(z | x) at n prompts."""
         known = Known(self.population) if user_id is None else Known.of(self.users.known(user_id), None)
         if known.encoder is not None:
             return read_prompts(encoder_of(self.clap, known.encoder), prompts)
-        if coordinates is None:
-            coordinates = self.coordinates(prompt_features(self.clap, prompts))
         assert known.weights is not None
-        return gaussians(coordinates, known.weights[None])
+        mean = known.weights.expand(len(prompts), -1)
+        return Gaussian(mean, torch.zeros_like(mean))
 
     def _read(self, pairs: Dataset, show_progress: bool = False) -> Judged:
-        return read_pairs(self.clap, self.coordinates, token_pairs(self.clap.backbone, pairs), show_progress)
+        return read_pairs(self.clap, token_pairs(self.clap.backbone, pairs), show_progress)

@@ -15,21 +15,18 @@ from penchant.policy.saving import load_base
 
 LLM = "llm"
 """The folder, in the system's own, of an LLM that was trained as well."""
-COORDINATES = ("coordinates.center", "coordinates.axes")
 
 
 def load_weights(clap: Clap, weights: dict[str, Tensor], path: Path) -> None:
     """Put saved weights back into `clap`, all but the skip's, which are kept nowhere.
 
-    Raises InputError, by the file's name, where one is missing (coordinates included), unknown, or of another size.
+    Raises InputError, by the file's name, where one is missing, unknown, or of another size.
     """
-    own = {name: value for name, value in weights.items() if name not in COORDINATES}
     try:
-        left = clap.load_state_dict(own, strict=False)
+        left = clap.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise InputError(f"{path} holds weights of other sizes than CLaP has here; pretrain anew.") from error
     missing = [name for name in left.missing_keys if not name.startswith("skip.")]
-    missing += [name for name in COORDINATES if name not in weights]
     for names, says in ((missing, "lacks"), (left.unexpected_keys, "holds the unknown")):
         if names:
             raise InputError(f"{path} {says} {', '.join(names[:3])}; pretrain anew.")

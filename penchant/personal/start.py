@@ -66,7 +66,8 @@ def principal_start(clap: Clap, groups: Sequence[Group], cache: str | Path | Non
             f"the responses differ in fewer than {latent} directions, the size of z; give more prompts and "
             "responses, or a smaller latent."
         )
-    signs = torch.sign(directions[:latent].sum(1, keepdim=True))
-    z = middle @ (directions[:latent] * signs).T / (widths[:latent] / len(middle) ** 0.5)
+    first = directions[:latent]
+    signs = torch.sign(first.gather(1, first.abs().argmax(1, keepdim=True)))  # of the largest entry, so it is never 0
+    z = middle @ (first * signs).T / (widths[:latent] / len(middle) ** 0.5)
     axes = {layer: (z.T @ rows / len(z) / len(layers)).float() for layer, rows in states.items()}
     return Start(axes, list(z.float().split(sizes)))

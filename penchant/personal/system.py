@@ -25,7 +25,7 @@ from penchant.personal.clap_training import ClapSettings, train_clap
 from penchant.personal.encoder import LATENT
 from penchant.personal.groups import Group, check_responses, groups_of
 from penchant.personal.people import People
-from penchant.personal.reading import Coordinates, prompt_features
+from penchant.personal.reach import Reach
 from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
 
@@ -38,19 +38,19 @@ all others to its prompt."""
 class PersonalLLM(People):
     """One frozen LLM that speaks to each person in their taste, and scores by it.
 
-    Attributes: those of `People`; `generator`; `facts`, what config.json says; `folder`.
+    Attributes: those of `People`; `generator`; `reach`, how far z may go; `facts`, what config.json says; `folder`.
     """
 
     def __init__(
         self,
         clap: Clap,
         generator: Generator,
-        coordinates: Coordinates,
         facts: dict[str, Any],
         folder: Path,
     ) -> None:
-        super().__init__(clap, coordinates, folder, facts["digest"])
+        super().__init__(clap, folder, facts["digest"])
         self.generator, self.facts = generator, facts
+        self.reach = Reach(torch.tensor(facts["reach"]["slope"]), facts["reach"]["bend"])
 
     @classmethod
     def pretrain(
@@ -117,8 +117,8 @@ class PersonalLLM(People):
         start = principal_start(clap, train, cache) if settings.begin_epochs else None
         log = train_clap(clap, train, settings, target, start, show_progress=show_progress)
         figures = evaluate_clap(clap, held_out, plain=plain)
-        coordinates = Coordinates.of(prompt_features(clap, [group[0] for group in groups]))
-        weights = _weights(clap, coordinates)
+        weights = _weights(clap)
+        reach = Reach.of(clap.eval(), generator, prompts, train, seed)
         facts = {
             "base": model,
             "asked_revision": None,
@@ -130,6 +130,7 @@ class PersonalLLM(People):
             "settings": asdict(settings),
             "sampling": sampling,
             "figures": figures,
+            "reach": {"slope": reach.slope.tolist(), "bend": reach.bend},
             "log": log,
             "digest": _digest(weights),
         }
@@ -137,7 +138,7 @@ class PersonalLLM(People):
             facts |= save_llm(llm, backbone, target)
         save_file(weights, target / WEIGHTS)
         (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        return cls(clap, generator, coordinates, facts, target)
+        return cls(clap, generator, facts, target)
 
     @classmethod
     def load(cls, folder: str | Path) -> PersonalLLM:
@@ -151,9 +152,8 @@ class PersonalLLM(People):
         llm, backbone = load_llm(facts, target)
         clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
         load_weights(clap, weights, target / WEIGHTS)
-        coordinates = Coordinates(weights["coordinates.center"], weights["coordinates.axes"])
         generator = Generator(llm, backbone, clap.adapter)
-        return cls(clap, generator, coordinates, facts, target)
+        return cls(clap, generator, facts, target)
 
     def generate(
         self,
@@ -167,7 +167,10 @@ class PersonalLLM(People):
         seed: int = 0,
         show_progress: bool = False,
     ) -> list[list[str]]:
-        """`answers` texts for each prompt in the taste of a person, or of nobody in particular."""
+        """`answers` texts for each prompt in the taste of a person, or of nobody in particular.
+
+        z is that of `z`, held within `reach`: where answers are about as likely as the LLM's own.
+        """
         return self.generator.sample(
             prompts,
             answers=answers,
@@ -175,7 +178,7 @@ class PersonalLLM(People):
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            z=self.z(prompts, user_id),
+            z=self.reach.within(self.z(prompts, user_id)),
             show_progress=show_progress,
         )
 
@@ -187,10 +190,9 @@ def _split(groups: list[Group], seed: int) -> tuple[list[Group], list[Group]]:
     return [groups[i] for i in order[kept:]] or groups, [groups[i] for i in order[:kept]]
 
 
-def _weights(clap: Clap, coordinates: Coordinates) -> dict[str, Tensor]:
+def _weights(clap: Clap) -> dict[str, Tensor]:
     """What is kept of training: not the skip, and nothing of the LLM's own."""
     own = {name: value for name, value in clap.state_dict().items() if not name.startswith("skip.")}
-    own |= {f"coordinates.{name}": value for name, value in coordinates.state_dict().items()}
     return {name: value.detach().cpu().contiguous() for name, value in own.items()}
 
 

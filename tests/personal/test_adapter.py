@@ -148,14 +148,14 @@ def test_gradients_reach_the_adapter_and_z_and_not_the_llm(kind: AdapterKind) ->
 
 
 @torch.no_grad()
-def test_a_shift_begins_behind_the_middle_layer_and_moves_its_states_by_z_times_the_axes() -> None:
+def test_a_shift_begins_behind_the_layers_it_is_told_and_moves_their_states_by_z_times_the_axes() -> None:
     llm: Any = tiny_llm("llama")
     adapter = LatentShift(llm, latent=8)
     assert not adapter(torch.randn(2, 8)).shifts.any()
     axes, z = torch.randn(8, 32), torch.randn(2, 8)
-    adapter.begin(axes)
+    adapter.begin({1: axes})
     steering = adapter(z)
-    assert torch.allclose(steering.shifts[0], z @ axes, atol=1e-5)  # of three layers the first is the middle
+    assert torch.allclose(steering.shifts[0], z @ axes, atol=1e-5)
     assert not steering.shifts[1:].any()
     assert list(steering.layers) == list(llm.model.layers)
     seen: list[torch.Tensor] = []

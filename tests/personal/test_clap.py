@@ -70,7 +70,7 @@ def test_before_it_begins_a_shifted_llm_is_the_llm(llm: Path) -> None:
     (items,) = groups_of(clap, prompts(1), [ANSWERS])
     z = torch.randn(4, 8)
     assert torch.equal(clap.log_probs(items, z), clap.log_probs(items, None))
-    clap.adapter.begin(torch.randn(8, 32))
+    clap.adapter.begin({2: torch.randn(8, 32)})
     assert (clap.log_probs(items, z) - clap.log_probs(items, None)).abs().min() > 1e-3
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from penchant.errors import InputError
+from penchant.personal import start as module
 from penchant.personal.clap import Clap
 from penchant.personal.groups import Group, groups_of
 from penchant.personal.start import principal_start
@@ -15,6 +16,7 @@ from tests.personal.tiny import ANSWERS, make_clap, prompts
 from tests.tiny_llm import save_tiny_llm
 
 LAYER = 2
+"""The middle of three, which z is of."""
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +42,15 @@ def runs_of(clap: Clap) -> list[int]:
 
 
 @torch.no_grad()
-def apart_by_hand(clap: Clap, groups: list[Group]) -> torch.Tensor:
-    """Mean states of the responses behind LAYER, by the LLM itself, less their prompt's mean; [R, n]."""
+def apart_by_hand(clap: Clap, groups: list[Group], layer: int = LAYER) -> torch.Tensor:
+    """Mean states of the responses behind a layer, by the LLM itself, less their prompt's mean; [R, n]."""
     found = []
     for group in groups:
         means = []
         for item in group:
             whole = torch.tensor([[*item.prompt, *item.response]])
             clap.backbone.config._attn_implementation = clap.backbone.plain_attention
-            states = clap._llm[0](input_ids=whole, output_hidden_states=True).hidden_states[LAYER][0]
+            states = clap._llm[0](input_ids=whole, output_hidden_states=True).hidden_states[layer][0]
             means.append(states[len(item.prompt) :].mean(0))
         found.append(torch.stack(means) - torch.stack(means).mean(0))
     return torch.cat(found).double()
@@ -57,10 +59,11 @@ def apart_by_hand(clap: Clap, groups: list[Group]) -> torch.Tensor:
 def test_z_is_the_widest_directions_with_variance_one(llm: Path, tmp_path: Path) -> None:
     clap = make_clap(llm)
     groups = read(clap)
-    axes, targets = principal_start(clap, groups, LAYER, tmp_path)
-    assert axes.shape == (8, 32)
+    axes, targets = principal_start(clap, groups, tmp_path)
+    assert list(axes) == [LAYER]
+    assert axes[LAYER].shape == (8, 32)
     assert [z.shape for z in targets] == [(len(group), 8) for group in groups]
-    z, a = torch.cat(targets).double(), axes.double()
+    z, a = torch.cat(targets).double(), axes[LAYER].double()
     gram = a @ a.T
     assert torch.allclose(gram, gram.diagonal().diag(), atol=1e-4 * float(gram[0, 0]))
     assert (gram.diagonal().diff() < 0).all()
@@ -75,23 +78,46 @@ def test_z_is_the_widest_directions_with_variance_one(llm: Path, tmp_path: Path)
     assert 0.01 * apart.norm() < rest.norm() < 1.001 * least
 
 
+def test_what_z_is_behind_other_layers_is_found_by_regression(
+    llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clap = make_clap(llm)
+    groups = read(clap)
+    (alone, targets) = principal_start(clap, groups, tmp_path)
+    monkeypatch.setattr(module, "start_layers", lambda _depth: (1, LAYER, 3))
+    axes, same = principal_start(clap, groups, tmp_path)
+    z = torch.cat(same).double()
+    assert torch.allclose(z, torch.cat(targets).double(), atol=1e-4)
+    assert torch.allclose(3 * axes[LAYER], alone[LAYER], atol=1e-4)  # the push is shared among the layers
+    for layer, own in axes.items():
+        least = torch.linalg.lstsq(z, apart_by_hand(clap, groups, layer)).solution
+        assert torch.allclose(3 * own.double(), least, atol=1e-3 * float(least.abs().max()))
+
+
+def test_the_layers_lie_about_the_middle() -> None:
+    assert module.start_layers(30) == (12, 16, 20)
+    for depth in range(1, 100):
+        first, middle, last = module.start_layers(depth)
+        assert 1 <= first <= middle <= last <= depth
+
+
 def test_every_text_is_read_once_and_no_further_than_the_layer(llm: Path, tmp_path: Path) -> None:
     clap = make_clap(llm)
     groups = read(clap)
     tokens = runs_of(clap)
-    first = principal_start(clap, groups, LAYER, tmp_path)
+    first = principal_start(clap, groups, tmp_path)
     assert clap.backbone.packed
     once = sum(len(group[0].prompt) + sum(len(item.response) for item in group) for group in groups)
     assert tokens == [once, once, 0]
-    again = principal_start(clap, groups, LAYER, tmp_path)
+    again = principal_start(clap, groups, tmp_path)
     assert tokens == [once, once, 0]  # from the cache
-    assert torch.equal(again.axes, first.axes)
+    assert torch.equal(again.axes[LAYER], first.axes[LAYER])
 
 
 def test_too_few_directions_are_named(llm: Path, tmp_path: Path) -> None:
     clap = make_clap(llm)
     groups = groups_of(clap, prompts(3), [ANSWERS] * 3)  # 12 rows of 3 means: 9 directions
-    assert principal_start(clap, groups, LAYER, tmp_path).axes.shape == (8, 32)
+    assert principal_start(clap, groups, tmp_path).axes[LAYER].shape == (8, 32)
     for few in (groups[:1], groups[:2]):  # fewer rows than directions, and fewer directions than rows
         with pytest.raises(InputError, match="fewer than 8 directions"):
-            principal_start(clap, few, LAYER, tmp_path)
+            principal_start(clap, few, tmp_path)

@@ -110,7 +110,7 @@ def test_the_papers_way_keeps_no_latents_and_comes_back_as_it_was(work: Path) ->
     made = pretrain(work, "published", adapter="positions", settings=settings, cache=cache)
     assert not cache.exists()
     assert not (work / "published" / "beginning.safetensors").exists()
-    made.fit(judged({"ann": True}))
+    made.fit_users(judged({"ann": True}))
     again = PersonalLLM.load(work / "published")
     assert isinstance(again.clap.adapter, LatentPositions)
     assert torch.equal(again.z(PROMPTS, "ann"), made.z(PROMPTS, "ann"))
@@ -127,7 +127,7 @@ def unfrozen(work: Path) -> PersonalLLM:
 
 
 def test_an_llm_that_was_trained_moves_with_the_system(work: Path, unfrozen: PersonalLLM, tmp_path: Path) -> None:
-    unfrozen.fit(judged({"ann": True}))
+    unfrozen.fit_users(judged({"ann": True}))
     z, answers = unfrozen.z(PROMPTS, "ann"), unfrozen.generate(PROMPTS, "ann", max_new_tokens=5)
     moved = shutil.copytree(work / "unfrozen", tmp_path / "elsewhere")
     system = PersonalLLM.load(moved)

@@ -1,0 +1,89 @@
+"""How far z may go before answers become unlike the LLM's own: what a step of z costs in likelihood, known beforehand.
+
+Along some directions answers soon read badly, along others never. The cost of z, in nats a token under the LLM as it
+is, is taken as
+
+    cost(z) = -k (v . z) + h |z|^2,
+
+v being what z tells of an answer's likelihood among the LLM's own, found by regression, and k and h two numbers fitted
+to answers that are written under z of all directions and lengths. A person's z is then held where cost(z) <= MOST, at
+no pass of the LLM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penchant.chat import Text, Tokens
+from penchant.generation import Generator
+from penchant.personal.clap import Clap
+from penchant.personal.groups import Group
+from penchant.personal.reading import in_batches
+
+MOST = math.log(1.1)
+"""Perplexity of answers may grow by a tenth."""
+FARTHEST = 10.0
+"""Longest z that is tried, and allowed."""
+PROMPTS, DRAWS, LONGEST = 48, 4, 32
+"""Prompts whose answers are looked at, answers written to each, and most tokens of one."""
+RIDGE = 10.0
+
+
+class Reach:
+    """Attributes: slope [latent] and bend, with cost(z) = slope . z + bend |z|^2."""
+
+    def __init__(self, slope: Tensor, bend: float) -> None:
+        self.slope, self.bend = slope, bend
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, clap: Clap, generator: Generator, prompts: Sequence[Text], groups: Sequence[Group], seed: int) -> Reach:
+        """Measured on answers to some of the prompts, at most as long as those of the groups."""
+        few, asked = list(groups[:PROMPTS]), list(dict.fromkeys(map(repr, prompts)))
+        texts = {repr(prompt): prompt for prompt in prompts}
+        rows = [texts[key] for key in asked[:PROMPTS] for _ in range(1 + DRAWS)]
+        random = torch.Generator().manual_seed(seed)
+        z = torch.randn(len(rows), clap.latent, generator=random)
+        z *= FARTHEST * torch.rand(len(rows), 1, generator=random) / z.norm(dim=1, keepdim=True)
+        z[:: 1 + DRAWS] = 0  # what the LLM says by itself, by the same random numbers
+        longest = min(LONGEST, max(len(item.response) for group in few for item in group))
+        sampling: dict[str, Any] = {"answers": 1, "max_new_tokens": longest, "temperature": 1.0, "top_p": 0.95}
+        said = generator.sample(rows, z=z, seed=seed, show_progress=False, **sampling)
+        whole = [each[0] if each[0].strip() else "." for each in said]
+        found = per_token(clap, clap.backbone.chat.encode(rows, whole)).view(-1, 1 + DRAWS)
+        cost, drawn = (found[:, :1] - found[:, 1:]).flatten(), z.view(-1, 1 + DRAWS, clap.latent)[:, 1:].flatten(0, 1)
+        toward = likelier(clap, few)
+        features = torch.stack([-(drawn @ toward), drawn.square().sum(1)], 1)
+        k, h = torch.linalg.lstsq(features.double(), cost.double()[:, None]).solution[:, 0].tolist()
+        return cls(-max(0.0, k) * toward, max(1e-6, h))
+
+    def within(self, z: Tensor) -> Tensor:
+        """z [n, latent], shortened where cost(z) > MOST or it is longer than FARTHEST."""
+        length = z.norm(dim=1, keepdim=True).clamp_min(1e-9)
+        unit = z / length
+        rise = (unit @ self.slope)[:, None]
+        most = (-rise + (rise**2 + 4 * self.bend * MOST).sqrt()) / (2 * self.bend)
+        found: Tensor = unit * torch.minimum(length, most.clamp_max(FARTHEST))
+        return found
+
+
+def likelier(clap: Clap, groups: Sequence[Group]) -> Tensor:
+    """v [latent]: by how many nats a token a response is likelier than others to its prompt, for a unit of z."""
+    z = [(q := clap.read(group).mean) - q.mean(0) for group in groups]
+    said = [(each := per_token(clap, group)) - each.mean() for group in groups]
+    x, y = torch.cat(z).double().cpu(), torch.cat(said).double().cpu()
+    toward: Tensor = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y).float()
+    return toward
+
+
+def per_token(clap: Clap, items: Sequence[Tokens]) -> Tensor:
+    """Mean log-probability a token [n] of responses under the LLM as it is."""
+    parts = in_batches(lambda some: clap.log_probs(some, None), list(items))
+    lengths = torch.tensor([len(item.response) for item in items])
+    found: Tensor = torch.cat(parts).cpu() / lengths
+    return found
