@@ -180,7 +180,7 @@ def test_the_same_command_again_fits_nobody_twice(
 ) -> None:
     """Killed after people were kept and before they were judged; then whole; then with other pairs."""
     system = copy(work, work / "system", "again")
-    few = ("--examples", "0", "--steps", "20")
+    few = ("--examples", "0")
 
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -346,12 +346,13 @@ WRONG = {
     "a share of all": ("fit {system} {w}/pairs.jsonl --test_share 1", "test_share is 1"),
     "one prompt a person": ("fit {system} {w}/single.jsonl", "nobody judged two different prompts"),
     "test people unknown": (
-        "fit {system} {w}/pairs.jsonl --test {w}/strangers.jsonl --steps 1",
+        "fit {system} {w}/pairs.jsonl --test {w}/strangers.jsonl",
         "strangers.jsonl is known",
     ),
     "no system": ("fit {w}/llm {w}/pairs.jsonl", "no personal LLM"),
-    "a rate of the small form": ("fit {system} {w}/pairs.jsonl --learning_rate 1", "--learning_rate belongs to --full"),
-    "no steps": ("fit {system} {w}/pairs.jsonl --steps 0", "steps is 0"),
+    "a rate of the small form": ("fit {system} {w}/pairs.jsonl --learning_rate 1", "--learning_rate belong to --full"),
+    "no steps": ("fit {system} {w}/pairs.jsonl --full true --steps 0", "steps is 0"),
+    "nothing to hold by": ("fit {system} {w}/pairs.jsonl --pull 0", "pull is 0"),
     "too few examples": ("fit {system} {w}/pairs.jsonl --examples -1", "examples is -1"),
     "negative seed": ("fit {system} {w}/pairs.jsonl --seed -1", "the seed is -1"),
     "no pairs": ("fit {system} {w}/missing.jsonl", "missing.jsonl"),
