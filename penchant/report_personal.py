@@ -143,7 +143,7 @@ def setting(metrics: Metrics) -> Section | None:
 
 
 def kept(system: dict[str, Any]) -> str:
-    encoder = "an encoder of their own" if system.get("full") else "p(z | x) on shared features"
+    encoder = "an encoder of their own" if system.get("full") else "their mean z"
     return f"{encoder}{', and a taste' if system.get('rewards') else ''}"
 
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from penchant.cli.main import main
 from penchant.personal import fit_run as fit_module
+from penchant.personal.judging import margins
+from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
 from tests.test_report import Page
 from tests.tiny_llm import save_tiny_llm
@@ -158,12 +161,26 @@ def test_a_fit_says_whether_knowing_people_pays(work: Path, fitted: Path, capsys
     capsys.readouterr()
 
 
+def test_margins_are_those_of_scores_and_of_z(fitted: Path) -> None:
+    system, pairs = PersonalLLM.load(fitted), Dataset.from_list(judged())
+    found = margins(system, pairs, cache=fitted.parent / "cache")
+    for name, rows in rows_by_person(pairs).items():
+        own = pairs.select(rows)
+        for kind, user_id in (("own", name), ("pooled", None)):
+            chosen, rejected = (
+                system.score(own["prompt"][:], own[side][:], user_id) for side in ("chosen", "rejected")
+            )
+            np.testing.assert_allclose(found[f"taste_{kind}"][rows], chosen - rejected, atol=1e-4)
+            np.testing.assert_allclose(found[f"latent_{kind}"][rows], system.latent_margins(own, user_id), atol=1e-4)
+    assert np.abs(found["taste_own"] - found["taste_pooled"]).min() > 0.01
+
+
 def test_the_same_command_again_fits_nobody_twice(
     work: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed after people were kept and before they were judged; then whole; then with other pairs."""
     system = copy(work, work / "system", "again")
-    few = ("--examples", "0", "--steps", "20")
+    few = ("--examples", "0")
 
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -329,12 +346,13 @@ WRONG = {
     "a share of all": ("fit {system} {w}/pairs.jsonl --test_share 1", "test_share is 1"),
     "one prompt a person": ("fit {system} {w}/single.jsonl", "nobody judged two different prompts"),
     "test people unknown": (
-        "fit {system} {w}/pairs.jsonl --test {w}/strangers.jsonl --steps 1",
+        "fit {system} {w}/pairs.jsonl --test {w}/strangers.jsonl",
         "strangers.jsonl is known",
     ),
     "no system": ("fit {w}/llm {w}/pairs.jsonl", "no personal LLM"),
-    "a rate of the small form": ("fit {system} {w}/pairs.jsonl --learning_rate 1", "--learning_rate belongs to --full"),
-    "no steps": ("fit {system} {w}/pairs.jsonl --steps 0", "steps is 0"),
+    "a rate of the small form": ("fit {system} {w}/pairs.jsonl --learning_rate 1", "--learning_rate belong to --full"),
+    "no steps": ("fit {system} {w}/pairs.jsonl --full true --steps 0", "steps is 0"),
+    "nothing to hold by": ("fit {system} {w}/pairs.jsonl --pull 0", "pull is 0"),
     "too few examples": ("fit {system} {w}/pairs.jsonl --examples -1", "examples is -1"),
     "negative seed": ("fit {system} {w}/pairs.jsonl --seed -1", "the seed is -1"),
     "no pairs": ("fit {system} {w}/missing.jsonl", "missing.jsonl"),

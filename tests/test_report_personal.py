@@ -184,7 +184,7 @@ def test_result_leads_in_plain_words(metrics, tmp_path):
         "1 min 22 s",
         "left out: 2",
         "18 of 32 active",
-        "p(z | x) on shared features, and a taste",
+        "their mean z, and a taste",
         "direction 1 (62% of the spread)",
         "5 of 6 people are answered otherwise",
         "The judge is that person's own taste",

@@ -183,7 +183,7 @@ def fit(
         test: pairs to judge the fit on; by default a share of each person's prompts is held out.
         test_share: that share.
         population: fit what all share first; by default where the system has none yet and there are two people or more.
-        full: fit an encoder of their own for each person, as the authors do, not a small head on shared features.
+        full: fit an encoder of their own for each person, as the authors do, instead of a mean z alone.
         rewards: what all share has tastes, too, which score responses; they take a pass of the LLM over the pairs.
         steps: of the encoder's Adam, each on up to 64 pairs; 200 by default. With --full alone.
         learning_rate: of the encoder's Adam; 1e-4 by default. With --full alone.

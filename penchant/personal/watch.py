@@ -46,7 +46,7 @@ def people_warnings(metrics: Mapping[str, Any], known_before: Sequence[str] = ()
     few = [one["user_id"] for one in metrics["people"] if one["pairs"] < FEW]
     if few:
         said.append(
-            f"Fewer than {FEW} pairs were given by {len(few)} of {len(metrics['people'])} people: {_names(few)}."
+            f"Fewer than {FEW} pairs were given by {len(few):,} of {len(metrics['people']):,} people: {_names(few)}."
         )
     if known_before:
         said.append(
