@@ -1,10 +1,8 @@
-"""CLaP + Latent DPO: is a person's z worth as much as an LLM of their own, and what do many people cost?
+"""CLaP + Latent DPO: is a person's z worth as much as an LLM of their own?
 
   sentiment  the paper's task: win rate over the unadapted LLM, perplexity and seconds, against DPO with LoRA, of all
              weights, and P-tuning on the same pairs
   questions  what the paper leaves open: size of z, what r(x, z) knows, another domain, feedback turned round
-  tastes     personal rewards on convarg's workers and the demo data's annotators (personal_tastes.py)
-  many       people fitted a second, bytes a person, lookup among a million (personal_many.py)
 
 What is done is kept in --work and not run again.
 
@@ -19,9 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import personal_many
 import personal_sentiment as task
-import personal_tastes
 from common import Job, finish, job_key, kept, run_jobs, table
 from personal_figures import figures_of, headline, tables
 
@@ -80,8 +76,6 @@ def main() -> None:
     results = [found[key] for stage in stages for job in stage if (key := job_key(job, CODE)) in found]
     details: dict[str, Any] = {
         "sentiment": figures_of(results),
-        "tastes": kept(args.work / f"tastes{args.quick}.json", lambda: personal_tastes.measure(quick=args.quick)),
-        "many": kept(args.work / f"many{args.quick}.json", lambda: personal_many.measure(quick=args.quick)),
         "missing": sum(map(len, stages)) - len(results),
     }
     for title, rows in tables(details):

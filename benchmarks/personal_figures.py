@@ -131,7 +131,6 @@ def headline(details: dict[str, Any]) -> dict[str, Any]:
         found["time_share_of_lora_each_of_three"] = each / methods["lora"]["seconds"]
     for who, values in details["sentiment"]["reward"].items():
         found[f"reward_correlation_{who}"] = float(np.mean(values))
-    found |= details["tastes"]["headline"] | details["many"]["headline"]
     return {name: float(f"{value:.5g}") for name, value in found.items()}
 
 
@@ -141,8 +140,7 @@ def _ended(name: str, figure: dict[str, float]) -> dict[str, float]:
 
 def tables(details: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """Plain tables for the terminal; tables.py has the README's."""
-    rows = sentiment_rows(details["sentiment"])
-    return [("sentiment", rows), *personal_tables(details)]
+    return [("sentiment", sentiment_rows(details["sentiment"]))]
 
 
 def sentiment_rows(found: dict[str, Any]) -> list[list[str]]:
@@ -165,10 +163,3 @@ def sentiment_rows(found: dict[str, Any]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def personal_tables(details: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    import personal_many
-    import personal_tastes
-
-    return [("tastes", personal_tastes.rows(details["tastes"])), ("many people", personal_many.rows(details["many"]))]
