@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from penchant.chat import Text
 from penchant.encode import encode_pairs
@@ -20,7 +19,8 @@ from penchant.evaluate.accuracy import (
     paired_difference,
 )
 from penchant.evaluate.baselines import longer_text
-from penchant.latents import Array
+from penchant.heads import Head
+from penchant.latents import Array, LatentPairs
 from penchant.pairs import prompt_groups, to_text
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
@@ -38,25 +38,27 @@ def margins(
     {latent_own, latent_pooled} by p(z | x); with personal rewards {taste_own, taste_pooled} as well, by the scores of
     tastes. Texts whose latents are in `cache` are not run. InputError for somebody unknown, or without a taste.
     """
-    people = tqdm(rows_by_person(pairs).items(), desc="judge", disable=not show_progress, leave=False)
-    names = [f"{kind}_{whose}" for kind in ("taste", "latent") for whose in ("own", "pooled")]
-    found = {name: np.zeros(len(pairs), np.float32) for name in names}
-    found["latent_pooled"] = system.latent_margins(pairs)
+    found = {
+        "latent_own": system.latent_margins(pairs, pairs["user_id"][:]),
+        "latent_pooled": system.latent_margins(pairs),
+    }
     if system.rewards is None:
-        del found["taste_own"], found["taste_pooled"]
-    else:
-        head, recipe = system.rewards.head, system.rewards.recipe
-        store = open_store(cache, recipe)
-        latents = encode_pairs(
-            system.rewards.backbone, pairs, recipe.views, store, show_progress=show_progress, label="encode to judge"
-        )
-        found["taste_pooled"] = head.score(latents.chosen) - head.score(latents.rejected)
-    for name, rows in people:
-        found["latent_own"][rows] = system.latent_margins(pairs.select(rows), name)
-        if system.rewards is not None:
-            own = system.rewards_of(name).head
-            found["taste_own"][rows] = own.score(latents.chosen[rows]) - own.score(latents.rejected[rows])
+        return found
+    recipe, store = system.rewards.recipe, open_store(cache, system.rewards.recipe)
+    latents = encode_pairs(
+        system.rewards.backbone, pairs, recipe.views, store, show_progress=show_progress, label="encode to judge"
+    )
+    found["taste_pooled"] = margin_of(system.rewards.head, latents)
+    found["taste_own"] = np.zeros(len(pairs), np.float32)
+    for name, rows in rows_by_person(pairs).items():
+        found["taste_own"][rows] = margin_of(system.rewards_of(name).head, latents.take(rows))
     return found
+
+
+def margin_of(head: Head, pairs: LatentPairs) -> Array:
+    """Score of the chosen response less that of the rejected one, float32 [n]."""
+    margin: Array = head.score(pairs.chosen) - head.score(pairs.rejected)
+    return margin
 
 
 def judge(pairs: Dataset, found: Mapping[str, Array], seed: int = 0) -> dict[str, Any]:

@@ -211,18 +211,25 @@ class People:
         items = self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts))
         return torch.stack([self._p_z(items, user_id).mean.mean(0) for user_id in user_ids])
 
-    def latent_margins(self, pairs: Dataset, user_id: str | None = None) -> NDArray[np.float32]:
+    def latent_margins(self, pairs: Dataset, user_id: str | Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """How a person's p(z | x) orders n pairs, or the population's, without a layer of the LLM: float32 [n],
 
             [log p(z | x) - log N(z)] at the mean z of q(z | x, chosen), less the same at that of q(z | x, rejected).
 
-        Swapping chosen and rejected flips the sign. InputError for somebody unknown.
+        `user_id` is one for all pairs, or one for each. Swapping chosen and rejected flips the sign. InputError for
+        somebody unknown.
         """
         items = token_pairs(self.clap.backbone, pairs)
         judged = read_pairs(self.clap, items)
-        person = self._p_z([chosen for chosen, _ in items], user_id)
-        chosen, rejected = (person.log_prob(q.mean) - log_normal(q.mean).sum(-1) for q in judged)
-        margins: NDArray[np.float32] = (chosen - rejected).numpy()
+        whose = [user_id] * len(items) if user_id is None or isinstance(user_id, str) else user_id
+        rows_of: dict[str | None, list[int]] = {}
+        for row, name in enumerate(whose):
+            rows_of.setdefault(name, []).append(row)
+        margins = np.zeros(len(items), np.float32)
+        for name, rows in rows_of.items():
+            person = self._p_z([items[row][0] for row in rows], name)
+            chosen, rejected = (person.log_prob(q.mean[rows]) - log_normal(q.mean[rows]).sum(-1) for q in judged)
+            margins[rows] = (chosen - rejected).numpy()
         return margins
 
     def score(
