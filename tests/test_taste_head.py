@@ -159,6 +159,15 @@ def test_newtons_end_is_a_minimum_even_from_far_away() -> None:
     assert np.allclose(bent, np.einsum("bk,bkl,bl->b", step, second, step), rtol=0.05)
 
 
+def test_nobody_beside_a_person_moves_them_by_a_bit() -> None:
+    rng = np.random.default_rng(0)
+    block, prior = rng.normal(size=(2, 8, 4)), np.repeat(np.eye(4)[None], 2, 0)
+    easy, hard = ((block * np.array([1.0, other])[:, None, None]) for other in (0.1, 300.0))
+    found = [newton(each, np.zeros((2, 4)), 0.01 * prior) for each in (easy, hard)]
+    assert np.array_equal(found[0][0][0], found[1][0][0])
+    assert np.array_equal(found[0][1][0], found[1][1][0])
+
+
 def test_a_person_is_small() -> None:
     taste = next(iter(TasteHead().fit(make_people(3, 30)).fit_people(make_people(1, 5)).values()))
     k = 40
