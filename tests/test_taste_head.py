@@ -159,6 +159,30 @@ def test_newtons_end_is_a_minimum_even_from_far_away() -> None:
     assert np.allclose(bent, np.einsum("bk,bkl,bl->b", step, second, step), rtol=0.05)
 
 
+def test_newtons_weights_count_as_so_many_equal_rows() -> None:
+    rng = np.random.default_rng(0)
+    block, mean = rng.normal(size=(2, 6, 4)), rng.normal(size=(2, 4))
+    prior = np.repeat(0.3 * np.eye(4)[None], 2, 0)
+    times = np.array([[1, 2, 3, 1, 0, 5], [1, 1, 4, 0, 2, 2]])
+    w, second = newton(block, mean, prior, times.astype(float))
+    for one in range(2):
+        repeated = np.repeat(block[one], times[one], axis=0)[None]
+        alone, bent = newton(repeated, mean[one : one + 1], prior[one : one + 1])
+        assert np.allclose(w[one], alone[0], atol=1e-9)
+        assert np.allclose(second[one], bent[0], atol=1e-9)
+    plain, even = newton(block, mean, prior), newton(block, mean, prior, np.ones((2, 6)))
+    assert all(np.array_equal(one, other) for one, other in zip(plain, even, strict=True))
+    assert not np.allclose(w, plain[0], atol=0.1)
+
+
+def test_who_is_at_their_minimum_stays_bit_for_bit_beside_those_who_are_not() -> None:
+    rng = np.random.default_rng(1)
+    easy, hard = rng.normal(size=(1, 8, 4)), 30 * rng.normal(size=(1, 8, 4))
+    mean, prior = 5 * rng.normal(size=(2, 4)), np.repeat(0.01 * np.eye(4)[None], 2, 0)
+    found = [newton(np.concatenate([easy, other]), mean, prior)[0] for other in (hard, easy, -3 * hard)]
+    assert all(np.array_equal(each[0], found[0][0]) for each in found)
+
+
 def test_a_person_is_small() -> None:
     taste = next(iter(TasteHead().fit(make_people(3, 30)).fit_people(make_people(1, 5)).values()))
     k = 40
