@@ -149,7 +149,7 @@ def test_the_same_command_again_fits_nobody_twice(
 ) -> None:
     """Killed after people were kept and before they were judged; then whole; then with other pairs."""
     system = copy(work, work / "system", "again")
-    few = ("--examples", "0", "--steps", "20")
+    few = ("--examples", "0")
 
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -315,11 +315,17 @@ WRONG = {
     "a share of all": ("fit {system} {w}/pairs.jsonl --test_share 1", "test_share is 1"),
     "one prompt a person": ("fit {system} {w}/single.jsonl", "nobody judged two different prompts"),
     "test people unknown": (
-        "fit {system} {w}/pairs.jsonl --test {w}/strangers.jsonl --steps 1",
+        "fit {system} {w}/pairs.jsonl --test {w}/strangers.jsonl",
         "strangers.jsonl is known",
     ),
     "no system": ("fit {w}/llm {w}/pairs.jsonl", "no personal LLM"),
-    "no steps": ("fit {system} {w}/pairs.jsonl --steps 0", "steps is 0"),
+    "no steps": ("fit {system} {w}/pairs.jsonl --full true --steps 0", "steps is 0"),
+    "steps of the small form": (
+        "fit {system} {w}/pairs.jsonl --steps 9",
+        "--steps and --learning_rate belong to --full",
+    ),
+    "a rate of the small form": ("fit {system} {w}/pairs.jsonl --learning_rate 1", "belong to --full"),
+    "no beta": ("fit {system} {w}/pairs.jsonl --beta 0", "beta is 0"),
     "too few examples": ("fit {system} {w}/pairs.jsonl --examples -1", "examples is -1"),
     "negative seed": ("fit {system} {w}/pairs.jsonl --seed -1", "the seed is -1"),
     "no pairs": ("fit {system} {w}/missing.jsonl", "missing.jsonl"),
@@ -329,7 +335,7 @@ WRONG = {
     ),
     "empty prompt": ("pretrain {w}/empty.jsonl --out {w}/no --model {w}/llm", '"prompt" is empty'),
     "latent that does not divide": ("pretrain {w}/pairs.jsonl --out {w}/no --latent 6 --model {w}/llm", "latent is 6"),
-    "no epochs": ("pretrain {w}/pairs.jsonl --out {w}/no --epochs 0 --model {w}/llm", "epochs is 0"),
+    "no epochs": ("pretrain {w}/pairs.jsonl --out {w}/no --epochs -1 --model {w}/llm", "epochs is -1"),
     "rows of nothing": ("pretrain {w}/odd.jsonl --out {w}/no --model {w}/llm", '"chosen" is missing'),
     "no LLM": ("pretrain {w}/pairs.jsonl --out {w}/no --model ./nowhere", "no folder at"),
     "no output": ("pretrain {w}/pairs.jsonl --model {w}/llm", "pretrain.out"),
