@@ -79,9 +79,8 @@ def fit_people(
 
     def fit(people: Tensor) -> Tensor:
         rows, real = padded(order, counts, people)
-        block = (sides[rows] * real[..., None]).numpy()
         prior = 2 * pull[people].numpy()[:, None, None] * np.eye(start.shape[1])
-        mean, _ = newton(block, start[people].double().numpy(), prior, (share[rows] * real).numpy())
+        mean, _ = newton(sides[rows].numpy(), start[people].double().numpy(), prior, (share[rows] * real).numpy())
         return torch.from_numpy(mean).float()
 
     found = start.clone()

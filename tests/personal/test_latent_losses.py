@@ -89,6 +89,16 @@ def test_the_loss_looks_at_the_clearest_quarter_of_the_ordered_pairs() -> None:
     assert float(latent_dpo_losses(person, found).mean()) == pytest.approx(sum(terms) / len(terms), abs=1e-5)
 
 
+def test_candidates_of_equal_reward_are_not_ordered() -> None:
+    person, chosen = gaussians(4), gaussians(4, seed=1)
+    assert not latent_dpo_losses(person, candidates(chosen, chosen, torch.randn(3, 16, 1, 3))).any()
+    found = Candidates(torch.randn(1, 12, 3), torch.tensor([[1.0] * 10 + [0.0] * 2]))  # 20 of 132 pairs differ
+    own = Gaussian(person.mean[:1], person.log_deviation[:1])
+    evidence = (own.log_prob(found.z.transpose(0, 1)) - log_normal(found.z.transpose(0, 1)).sum(-1))[:, 0]
+    terms = torch.nn.functional.softplus(-0.1 * (evidence[:10, None] - evidence[10:]))
+    assert float(latent_dpo_losses(own, found)) == pytest.approx(float(terms.mean()), abs=1e-6)
+
+
 def test_at_the_prior_the_loss_is_log_two_and_its_descent_goes_to_the_chosen() -> None:
     chosen, rejected = (Gaussian(torch.full((4, 3), mean), torch.full((4, 3), -1.0)) for mean in (1.0, -1.0))
     found = candidates(chosen, rejected, torch.randn(3, 16, 4, 3))
