@@ -353,6 +353,7 @@ WRONG = {
     "a rate of the small form": ("fit {system} {w}/pairs.jsonl --learning_rate 1", "--learning_rate belong to --full"),
     "no steps": ("fit {system} {w}/pairs.jsonl --full true --steps 0", "steps is 0"),
     "nothing to hold by": ("fit {system} {w}/pairs.jsonl --pull 0", "pull is 0"),
+    "no beta": ("fit {system} {w}/pairs.jsonl --beta 0", "beta is 0"),
     "too few examples": ("fit {system} {w}/pairs.jsonl --examples -1", "examples is -1"),
     "negative seed": ("fit {system} {w}/pairs.jsonl --seed -1", "the seed is -1"),
     "no pairs": ("fit {system} {w}/missing.jsonl", "missing.jsonl"),

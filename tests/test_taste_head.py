@@ -159,6 +159,22 @@ def test_newtons_end_is_a_minimum_even_from_far_away() -> None:
     assert np.allclose(bent, np.einsum("bk,bkl,bl->b", step, second, step), rtol=0.05)
 
 
+def test_newtons_weights_count_as_so_many_equal_rows() -> None:
+    rng = np.random.default_rng(0)
+    block, mean = rng.normal(size=(2, 6, 4)), rng.normal(size=(2, 4))
+    prior = np.repeat(0.3 * np.eye(4)[None], 2, 0)
+    times = np.array([[1, 2, 3, 1, 0, 5], [1, 1, 4, 0, 2, 2]])
+    w, second = newton(block, mean, prior, times.astype(float))
+    for one in range(2):
+        repeated = np.repeat(block[one], times[one], axis=0)[None]
+        alone, bent = newton(repeated, mean[one : one + 1], prior[one : one + 1])
+        assert np.allclose(w[one], alone[0], atol=1e-9)
+        assert np.allclose(second[one], bent[0], atol=1e-9)
+    plain, even = newton(block, mean, prior), newton(block, mean, prior, np.ones((2, 6)))
+    assert all(np.array_equal(one, other) for one, other in zip(plain, even, strict=True))
+    assert not np.allclose(w, plain[0], atol=0.1)
+
+
 def test_nobody_beside_a_person_moves_them_by_a_bit() -> None:
     rng = np.random.default_rng(0)
     block, prior = rng.normal(size=(2, 8, 4)), np.repeat(np.eye(4)[None], 2, 0)

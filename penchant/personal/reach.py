@@ -52,6 +52,7 @@ class Reach:
         z *= FARTHEST * torch.rand(len(rows), 1, generator=random) / z.norm(dim=1, keepdim=True)
         z[:: 1 + DRAWS] = 0  # what the LLM says by itself, by the same random numbers
         longest = min(LONGEST, max(len(item.response) for group in few for item in group))
+        longest = min(longest, clap.backbone.chat.max_length // 2)  # given responses may leave a prompt no room
         sampling: dict[str, Any] = {"answers": 1, "max_new_tokens": longest, "temperature": 1.0, "top_p": 0.95}
         said = generator.sample(rows, z=z, seed=seed, show_progress=False, **sampling)
         whole = [each[0] if each[0].strip() else "." for each in said]
@@ -59,16 +60,17 @@ class Reach:
         cost, drawn = (found[:, :1] - found[:, 1:]).flatten(), z.view(-1, 1 + DRAWS, clap.latent)[:, 1:].flatten(0, 1)
         toward = likelier(clap, few)
         features = torch.stack([-(drawn @ toward), drawn.square().sum(1)], 1)
-        k, h = torch.linalg.lstsq(features.double(), cost.double()[:, None]).solution[:, 0].tolist()
+        solution = torch.linalg.lstsq(features.double(), cost.double()[:, None]).solution[:, 0]
+        k, h = solution.float().tolist()  # the last digits of a double depend on where in memory it was computed
         return cls(-max(0.0, k) * toward, max(1e-6, h))
 
     def within(self, z: Tensor) -> Tensor:
         """z [n, latent], shortened where cost(z) > MOST or it is longer than FARTHEST."""
         length = z.norm(dim=1, keepdim=True).clamp_min(1e-9)
-        unit = z / length
-        rise = (unit @ self.slope)[:, None]
-        most = (-rise + (rise**2 + 4 * self.bend * MOST).sqrt()) / (2 * self.bend)
-        found: Tensor = unit * torch.minimum(length, most.clamp_max(FARTHEST))
+        rise = (z / length @ self.slope)[:, None]
+        # The root of bend l^2 + rise l = MOST, written so that a small bend beside a large rise loses no digits.
+        most = 2 * MOST / (rise + (rise**2 + 4 * self.bend * MOST).sqrt())
+        found: Tensor = z * (most.clamp_max(FARTHEST) / length).clamp_max(1)
         return found
 
 

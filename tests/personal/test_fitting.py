@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import logsigmoid
 
 from penchant.backbone import load_whole
@@ -14,6 +16,7 @@ from penchant.personal import fitting as module
 from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian, log_normal
 from penchant.personal.fitting import LatentDPOSettings, fit_people
+from penchant.personal.latent_dpo import Candidates, latent_dpo_losses
 from penchant.personal.reading import Judged, read_pairs
 from tests.tiny_llm import save_tiny_llm
 
@@ -68,11 +71,33 @@ def test_a_fit_ends_where_latent_dpos_loss_is_flat() -> None:
         assert slope.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(("beta", "pull"), [(0.1, 0.0005), (1.0, 0.02), (0.3, 1e-4)])
+def test_a_fit_is_logistic_regression_without_an_intercept(beta: float, pull: float) -> None:
+    """Of each pair in both orientations, 2 n rows: ours over 2 pull is |m|^2 / 2 + C times the sum of their losses."""
+    judged, owner = made(1, 40)
+    sides = beta * (judged.chosen.mean - judged.rejected.mean).double().numpy()
+    theirs = LogisticRegression(C=1 / (2 * pull * 2 * len(sides)), fit_intercept=False, tol=1e-10, max_iter=10_000)
+    theirs.fit(np.concatenate([sides, -sides]), np.repeat([1, 0], len(sides)))
+    (ours,) = fit_people(judged, owner, blank(1), LatentDPOSettings(beta=beta, pull=pull))
+    assert ours.norm() > 0.3
+    np.testing.assert_allclose(ours.numpy(), theirs.coef_[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_is_latent_dpos_of_two_candidates_the_posteriors_means() -> None:
+    judged, owner = made(3, 9)
+    people = torch.randn(3, LATENT)
+    person = Gaussian(people[owner], torch.zeros(27, LATENT))
+    both = Candidates(torch.stack([q.mean for q in judged], 1), torch.tensor([[1.0, 0.0]]).expand(27, -1))
+    sides = judged.chosen.mean - judged.rejected.mean
+    bradley_terry = -logsigmoid(0.7 * (people[owner] * sides).sum(1))
+    assert torch.allclose(latent_dpo_losses(person, both, 0.7), bradley_terry, atol=1e-5)
+
+
 def test_swapping_what_was_chosen_turns_a_person_around() -> None:
     judged, owner = made(4, 10)
     found, other = (fit_people(each, owner, blank(4), SETTINGS) for each in (judged, Judged(*judged[::-1])))
     assert found.abs().max() > 0.3
-    assert torch.allclose(found, -other, atol=1e-6)
+    assert torch.equal(found, -other)
 
 
 def test_people_side_by_side_are_fitted_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +113,12 @@ def test_people_side_by_side_are_fitted_as_alone(monkeypatch: pytest.MonkeyPatch
         nobody = torch.zeros(int(rows.sum()), dtype=torch.long)
         (alone,) = fit_people(judged.take(rows), nobody, blank(1), SETTINGS)
         assert torch.allclose(alone, together[person], atol=1e-6)
+
+
+def test_as_many_people_are_fitted_at_once_as_their_padded_pairs_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 16)
+    groups = [group.tolist() for group in module.side_by_side(torch.tensor([3, 0, 50, 5, 5, 5, 4]))]
+    assert groups == [[0, 6, 3], [4, 5], [2]]  # everybody who has pairs, once; who has more is alone
 
 
 def test_feedback_of_others_moves_nobody_by_a_bit() -> None:
@@ -115,7 +146,9 @@ def test_pairs_may_count_unequally() -> None:
     (fair,) = fit_people(many, pooled, blank(1), SETTINGS, weight=weight)
     (once,) = fit_people(judged, pooled[:40], blank(1), SETTINGS)
     (loud,) = fit_people(many, pooled, blank(1), SETTINGS)
+    (weighed,) = fit_people(judged, pooled[:40], blank(1), SETTINGS, weight=torch.tensor([3.0] * 20 + [30.0] * 20))
     assert torch.allclose(fair, once, atol=1e-4)
+    assert torch.allclose(weighed, loud, atol=1e-4)
     assert not torch.allclose(loud, once, atol=0.1)
 
 

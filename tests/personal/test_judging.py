@@ -157,6 +157,7 @@ def test_pairs_say_whose_they_are() -> None:
         ({}, None),
         ({"active_units": 0.0}, "z is not used"),
         ({"prior": 1.2}, "z is hardly used"),
+        ({"plain": 1.1}, None),  # z is for people, not for likelihood
     ],
 )
 def test_it_is_said_where_z_is_not_used(change: dict[str, float], says: str | None) -> None:

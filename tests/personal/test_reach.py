@@ -1,0 +1,233 @@
+"""How far z may go: a border of equal cost, what it is measured on, and what it is where there is little to measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from penchant.chat import Tokens
+from penchant.generation import Generator
+from penchant.personal.clap import Clap
+from penchant.personal.encoder import Gaussian
+from penchant.personal.groups import Group, groups_of
+from penchant.personal.reach import DRAWS, FARTHEST, MOST, Reach, likelier, per_token
+from penchant.personal.system import PersonalLLM
+from tests.personal.test_system import PROMPTS, pretrain
+from tests.personal.tiny import ANSWERS, make_clap, opened, prompts
+from tests.tiny_llm import save_tiny_llm
+
+LATENT = 8
+
+
+def reaches() -> list[Reach]:
+    random = torch.Generator().manual_seed(0)
+    slope = torch.randn(LATENT, generator=random)
+    return [Reach(a * slope, bend) for a in (0.0, 0.01, 1.0) for bend in (1e-6, 1e-3, 0.05, 3.0)]
+
+
+def directions(n: int = 200) -> Tensor:
+    z = torch.randn(n, LATENT, generator=torch.Generator().manual_seed(1))
+    return z / z.norm(dim=1, keepdim=True)
+
+
+def cost(reach: Reach, z: Tensor) -> Tensor:
+    z = z.double()
+    return z @ reach.slope.double() + reach.bend * z.square().sum(1)
+
+
+@pytest.mark.parametrize("reach", reaches())
+def test_a_z_that_is_too_far_is_held_at_the_border_and_any_other_stays(reach: Reach) -> None:
+    unit = directions()
+    held = reach.within(1000 * unit)
+    length = held.norm(dim=1)
+    assert torch.allclose(held, length[:, None] * unit, atol=1e-4)  # the direction stays
+    farthest = length > FARTHEST - 1e-4
+    assert torch.allclose(length[farthest], torch.tensor(FARTHEST))
+    assert (cost(reach, held)[farthest] <= MOST + 1e-4).all()
+    at_border = cost(reach, held)[~farthest]
+    assert torch.allclose(at_border, torch.full_like(at_border, math.log(1.1)), rtol=1e-4)
+    for share in (0.0, 1e-6, 0.5, 0.99):
+        assert torch.equal(reach.within(share * held), share * held)
+    for far in (1.01, 3.0):
+        assert torch.allclose(reach.within(far * held), held, rtol=1e-4)
+    assert torch.isfinite(reach.within(torch.zeros(1, LATENT))).all()
+
+
+def test_answers_may_go_farther_where_they_grow_likelier() -> None:
+    reach = Reach(torch.tensor([0.1] + [0.0] * (LATENT - 1)), 0.01)
+    there, back = (float(reach.within(100 * z[None]).norm()) for z in (reach.slope, -reach.slope))
+    assert there < 1 < 9 < back  # likelier is against the slope, a cost
+    mild = Reach(torch.zeros(LATENT), 0.01)
+    assert float(mild.within(100 * reach.slope[None]).norm()) == pytest.approx(math.sqrt(MOST / 0.01), rel=1e-4)
+    flipped = Reach(-reach.slope, reach.bend)
+    z = 100 * directions()
+    assert torch.equal(flipped.within(-z), -reach.within(z))
+
+
+class Planted:
+    """A CLaP whose responses have a z each, and are likelier by z . v a token, and as their prompt will have it."""
+
+    def __init__(self, toward: Tensor, groups: int, each: int = 8) -> None:
+        random = torch.Generator().manual_seed(2)
+        rows = groups * each
+        owner = torch.arange(groups).repeat_interleave(each)
+        of_prompt = 3 * torch.randn(groups, LATENT, generator=random)[owner]
+        self.z = torch.randn(rows, LATENT, generator=random) + of_prompt
+        noise = 0.1 * torch.randn(rows, generator=random)
+        self.said = (self.z - of_prompt) @ toward + noise - 2 * of_prompt[:, 0] - 3
+        ids = np.arange(3, dtype=np.int32)
+        # A row's number stands in the prompt; responses are of 1 to 3 tokens.
+        items = [Tokens(np.array([row], np.int32), ids[: 1 + row % 3], cut=0) for row in range(rows)]
+        self.groups: list[Group] = [items[first : first + each] for first in range(0, rows, each)]
+
+    def read(self, items: Sequence[Tokens]) -> Gaussian:
+        z = self.z[[int(item.prompt[0]) for item in items]]
+        return Gaussian(z, torch.zeros_like(z))
+
+    def log_probs(self, items: Sequence[Tokens], z: None) -> Tensor:
+        return torch.stack([self.said[int(item.prompt[0])] * len(item.response) for item in items])
+
+
+def test_what_makes_answers_likelier_is_found_whatever_their_prompts_do() -> None:
+    toward = torch.linspace(-0.3, 0.4, LATENT)
+    made = Planted(toward, 300)
+    found = likelier(cast(Clap, made), made.groups)
+    assert torch.allclose(found, toward, atol=0.02)
+    few = Planted(toward, 1, 4)
+    assert likelier(cast(Clap, few), few.groups).norm() < 0.8 * toward.norm()  # from little, little is concluded
+    nothing = Planted(torch.zeros(LATENT), 300)
+    assert likelier(cast(Clap, nothing), nothing.groups).norm() < 0.02
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llm(tmp_path_factory.mktemp("reach"))
+
+
+@pytest.fixture
+def clap(llm: Path) -> Clap:
+    clap = make_clap(llm, LATENT).eval()
+    opened(clap.adapter)
+    torch.nn.init.normal_(clap.posterior.head.weight, std=0.2)
+    return clap
+
+
+def parts(clap: Clap, n: int = 3) -> tuple[Generator, list[str], list[Group]]:
+    asked = prompts(n)
+    return Generator(clap._llm[0], clap.backbone, clap.adapter), asked, groups_of(clap, asked, [ANSWERS] * n)
+
+
+def check(reach: Reach) -> None:
+    assert torch.isfinite(reach.slope).all()
+    assert math.isfinite(reach.bend)
+    assert reach.bend > 0
+    held = reach.within(100 * directions())
+    assert torch.isfinite(held).all()
+    assert (cost(reach, held) <= MOST + 1e-3).all()
+
+
+def test_the_same_answers_are_looked_at_again(clap: Clap) -> None:
+    generator, asked, groups = parts(clap)
+    first, same, other = (Reach.of(clap, generator, asked, groups, seed) for seed in (2, 2, 0))
+    check(first)
+    assert torch.equal(first.slope, same.slope)
+    assert first.bend == same.bend
+    assert first.bend != other.bend
+
+
+def test_the_bend_is_what_answers_cost_on_the_mean(clap: Clap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an answer's cost is known, cost(z) is it: here .02 |z|^2, less v . z."""
+    generator, asked, groups = parts(clap, 12)
+    toward, seen = torch.linspace(-0.1, 0.1, LATENT), []
+
+    def sample(rows: list[str], *, z: Tensor, **settings: Any) -> list[list[str]]:
+        seen.append((rows, z, settings))
+        return [[f"row {row}"] for row in range(len(rows))]
+
+    def known(_clap: Clap, items: Sequence[Tokens]) -> Tensor:
+        z = seen[0][1]
+        return z @ toward - 0.02 * z.square().sum(1) - torch.arange(len(z) // (1 + DRAWS)).repeat_interleave(1 + DRAWS)
+
+    monkeypatch.setattr(generator, "sample", sample)
+    monkeypatch.setattr("penchant.personal.reach.per_token", known)
+    monkeypatch.setattr("penchant.personal.reach.likelier", lambda *_: 0.5 * toward)
+    reach = Reach.of(clap, generator, [*asked, *asked], groups, 0)
+    assert reach.bend == pytest.approx(0.02, rel=1e-3)
+    assert torch.allclose(reach.slope, -toward, atol=1e-4)
+    ((rows, z, settings),) = seen
+    assert rows == [prompt for prompt in asked for _ in range(1 + DRAWS)]  # each once
+    assert settings["max_new_tokens"] == max(len(item.response) for group in groups for item in group)
+    length = z.norm(dim=1).view(-1, 1 + DRAWS)
+    assert not length[:, 0].any()
+    assert (length[:, 1:] > 0).all()
+    assert length.max() <= FARTHEST
+    assert length.std() > 1
+    # A prior against which answers grow likelier is taken for none.
+    monkeypatch.setattr("penchant.personal.reach.likelier", lambda *_: -0.5 * toward)
+    assert not Reach.of(clap, generator, asked, groups, 0).slope.any()
+
+
+@pytest.mark.parametrize("said", ["", " \n"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_where_all_answers_are_empty_nothing_breaks(
+    clap: Clap, monkeypatch: pytest.MonkeyPatch, said: str, n: int
+) -> None:
+    generator, asked, groups = parts(clap, n)
+    monkeypatch.setattr(generator, "sample", lambda rows, **_: [[said] for _ in rows])
+    check(Reach.of(clap, generator, asked, groups, 0))
+
+
+def test_where_there_is_little_to_look_at_nothing_breaks(clap: Clap) -> None:
+    generator, asked, groups = parts(clap, 1)
+    check(Reach.of(clap, generator, asked, groups, 0))
+    check(Reach.of(clap, generator, asked, [groups[0][:2]], 0))
+    torch.nn.init.zeros_(clap.posterior.head.weight)  # z of every response is the same
+    reach = Reach.of(clap, generator, asked, groups, 0)
+    check(reach)
+    assert not reach.slope.any()
+
+
+def test_responses_as_long_as_the_window_leave_prompts_their_room(llm: Path) -> None:
+    clap = make_clap(llm, LATENT).eval()
+    clap.backbone.chat.max_length = 24
+    generator = Generator(clap._llm[0], clap.backbone, clap.adapter)
+    groups = groups_of(clap, ["Say a", "Say b"], [["ab " * 40, "cd " * 40]] * 2)
+    assert max(len(item.response) for item in groups[0]) >= 24
+    check(Reach.of(clap, generator, ["Say a", "Say b"], groups, 0))
+
+
+@torch.no_grad()
+def test_likelihoods_are_a_tokens_mean(clap: Clap) -> None:
+    items = groups_of(clap, ["Say a"], [ANSWERS])[0]
+    found = per_token(clap, items)
+    for item, value in zip(items, found, strict=True):
+        alone = clap.log_probs([item], None)[0] / len(item.response)
+        assert float(value) == pytest.approx(float(alone), abs=1e-4)
+
+
+def test_a_system_knows_its_reach_again_and_holds_z_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_llm(tmp_path / "llm")
+    made = pretrain(tmp_path, "system")
+    system = PersonalLLM.load(tmp_path / "system")
+    assert torch.equal(system.reach.slope, made.reach.slope)
+    assert system.reach.bend == made.reach.bend
+    assert pretrain(tmp_path, "system").facts["reach"] == made.facts["reach"]
+    system.reach = Reach(torch.linspace(-0.2, 0.2, LATENT), 0.05)
+    seen: list[Tensor] = []
+    fake = SimpleNamespace(sample=lambda prompts, z, **_: seen.append(z) or [["a"]] * len(prompts))
+    monkeypatch.setattr(system, "generator", fake)
+    for length, changed in ((100.0, True), (0.01, False)):
+        z = torch.full((LATENT,), length)
+        system.population = z
+        system.generate(PROMPTS)
+        assert torch.equal(system.z(PROMPTS)[0], z)  # what is known of a person stays
+        assert torch.equal(seen[-1], system.reach.within(z.expand(len(PROMPTS), -1)))
+        assert torch.equal(seen[-1][0], z) != changed
