@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import personal_sentiment as task
-from common import Job, finish, job_key, kept, run_jobs, table
+from common import Job, finish, job_key, run_jobs, table
 from personal_figures import figures_of, headline, tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,7 @@ def main() -> None:
     seeds = args.seeds[:1] if args.quick else args.seeds
     task.data_file("movies/snippets")  # says at once where the data are not
     args.work.mkdir(parents=True, exist_ok=True)
-    kept(args.work / f"pool{args.quick}.json", lambda: len(task.pool(args.work, quick_pool(args.quick)).prompts))
+    task.pool(args.work, task.QUICK_POOL if args.quick else task.POOL)
     script, found = Path(__file__).with_name("personal_job.py"), {}
     stages = jobs(seeds, args.quick)
     for stage in stages:
@@ -83,10 +83,6 @@ def main() -> None:
     if details["missing"]:
         print(f"\n{details['missing']} runs of the sentiment task were not done in the time given.")
     finish("personal", headline(details), full=not args.quick, details=details, seeds=seeds)
-
-
-def quick_pool(quick: bool) -> int:
-    return task.QUICK_POOL if quick else task.POOL
 
 
 if __name__ == "__main__":

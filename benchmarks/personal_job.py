@@ -6,7 +6,9 @@ A job is {method, seed} and, by method,
     pretrain             {adapter, latent, published}: a system that `latent` jobs use
     latent               {adapter, latent, full, flips, domain}: Latent DPO, for the people side by side
     reward               {adapter}: does the latent reward r(x, z) know what answers from z are worth?
-    lora, full, ptuning  {person}: DPO on the same pairs, by Penchant's trainer; P-tuning by a loop below
+    lora, full, ptuning  {person, rate}: DPO on the same pairs, by Penchant's trainer; P-tuning by its own loop
+
+With {valid}, answers are to the prompts that settings are chosen by.
 """
 
 from __future__ import annotations
@@ -41,14 +43,13 @@ from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
 
-LORA = {"lora": 8, "learning_rate": 2e-4}
-FULL = {"lora": 0, "learning_rate": 5e-6}
+LORA = {"lora": 8, "learning_rate": 5e-4}
+FULL = {"lora": 0, "learning_rate": 1e-5}
 
 
 def run(job: dict[str, Any], work: Path) -> dict[str, Any]:
-    data = split(
-        task.pool(work, task.QUICK_POOL if job.get("quick") else task.POOL), job["seed"], job.get("quick", False)
-    )
+    quick = job.get("quick", False)
+    data = split(task.pool(work, task.QUICK_POOL if quick else task.POOL), job["seed"], quick)
     method = {
         "base": base,
         "pretrain": pretrain,
@@ -170,7 +171,8 @@ def aligned(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
 
 
 def dpo(job: dict[str, Any], pairs: Dataset, asked: list[str], work: Path) -> tuple[float, list[list[str]]]:
-    settings = Settings(codes=0, seed=job["seed"], **(LORA if job["method"] == "lora" else FULL))  # type: ignore[arg-type]
+    chosen = (LORA if job["method"] == "lora" else FULL) | ({"learning_rate": job["rate"]} if "rate" in job else {})
+    settings = Settings(codes=0, seed=job["seed"], **chosen)  # type: ignore[arg-type]
     llm, backbone = load_whole(MODEL, "auto" if settings.lora else "float32", None, 512)
     tokens = token_pairs(backbone, pairs)
     reference, _ = reference_log_probs(Policy(llm, backbone), tokens, work / "cache")

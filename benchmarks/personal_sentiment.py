@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import data_file
+from common import data_file, kept
 from datasets import Dataset
 from numpy.typing import NDArray
 
@@ -73,19 +73,15 @@ def prompts(count: int = POOL) -> list[str]:
     return ["Continue this film review: " + " ".join(words[:WORDS]) for words in texts]
 
 
-def pool(work: Path, count: int = POOL, generator: Generator | None = None) -> Task:
+def pool(work: Path, count: int = POOL) -> Task:
     """The prompts with the LLM's own answers; goes on where a killed run was."""
     asked = prompts(count)
-    generator = generator or Generator.load(MODEL)
-    texts = generator.sample(
-        asked,
-        answers=ANSWERS,
-        max_new_tokens=TOKENS,
-        temperature=1.0,
-        top_p=0.95,
-        file=work / "answers.jsonl",
-    )
-    return Task(asked, texts)
+
+    def sample() -> list[list[str]]:
+        sampling: dict[str, Any] = {"max_new_tokens": TOKENS, "temperature": 1.0, "top_p": 0.95}
+        return Generator.load(MODEL).sample(asked, answers=ANSWERS, file=work / f"answers-{count}.jsonl", **sampling)
+
+    return Task(asked, kept(work / f"pool-{count}.json", sample))
 
 
 def split(task: Task, seed: int, quick: bool = False) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -278,7 +279,7 @@ def load_llm(
     if files and files[0].suffix == ".gguf":
         source["gguf_file"] = files[0].name
     try:
-        with _quiet():
+        with _quiet(), _read_once():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
             if "gguf_file" in source:
                 source["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -300,6 +301,22 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers.utils.logging.set_verbosity(level)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Within it a GGUF file is parsed once. transformers parses it for the tokenizer, the config and the weights, and
+    makes the table of tensor names anew for each module, which together are two thirds of the seconds of loading."""
+    import gguf
+
+    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, make in own.items():
+            setattr(gguf, name, functools.cache(make))
+        yield
+    finally:
+        for name, make in own.items():
+            setattr(gguf, name, make)
 
 
 def choose_dtype(wish: str, device: torch.device) -> tuple[torch.dtype, str]:
