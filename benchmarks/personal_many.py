@@ -219,6 +219,13 @@ def generation(folder: Path, people: int, repeats: int) -> dict[str, Any]:
     return found
 
 
+def store(folder: Path, people: int, files: int) -> dict[str, Any]:
+    script = Path(__file__).with_name("personal_many_store.py")
+    command = [sys.executable, str(script), str(folder), str(people), str(files)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return found
+
+
 def rows_of(details: dict[str, Any]) -> list[list[str]]:
     fitted, kept, files = details["fit"], details["store"]["users"], details["store"]["files"]
     rows = [["figure", "measured"]]
@@ -263,14 +270,16 @@ def main() -> None:
     details: dict[str, Any] = {}
     try:
         (work / "text").mkdir()
-        script = Path(__file__).with_name("personal_many_store.py")
-        command = [sys.executable, str(script), str(work), str(people), str(2000 if quick else 100_000)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        details["store"] = json.loads(done.stdout)
-        details["fit"] = fit([1, 100] if quick else [1, 100, 10_000], 3 if quick else 9)
-        details["text"] = text(work / "text", 10 if quick else 100)
-        details["generation"] = generation(work, people, 2 if quick else 15)
-        details["compact"] = compact(100 if quick else 2000)
+        stages: dict[str, Callable[[], dict[str, Any]]] = {
+            "fit": lambda: fit([1, 100] if quick else [1, 100, 10_000], 3 if quick else 9),
+            "compact": lambda: compact(100 if quick else 2000),
+            "text": lambda: text(work / "text", 10 if quick else 100),
+            "store": lambda: store(work, people, 2000 if quick else 20_000),
+            "generation": lambda: generation(work, people, 2 if quick else 9),
+        }
+        for name, stage in stages.items():
+            details[name] = stage()
+            print(json.dumps({name: details[name]}), file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(work)
     print(table(rows_of(details)))

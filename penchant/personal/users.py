@@ -118,8 +118,8 @@ class Users:
     def forget(self, *user_ids: str) -> int:
         """Remove people, older versions too, from every byte of the file and its log; return how many were known.
 
-        It copies a 16th of the rows that ids stand in for one person and all of them for many, though no vectors: give
-        many at once. Raises PenchantError if a reader that began before, such as an `export`, holds the log for more
+        The rows of ids, not vectors, are copied for it, a 16th of them for one person and all for many: give many at
+        once. Raises PenchantError if a reader that began before, such as an `export`, holds the log for more
         than `users_file.PATIENCE` seconds: nobody reads those people any more then, but bytes of them stay in the log
         until it has ended and `forget` is called again, with or without ids, or every process has closed the file.
         """
