@@ -345,9 +345,9 @@ def personal_many(record: dict[str, Any]) -> str:
     def on_disk(cell: dict[str, Any], size: str) -> list[str]:
         return [f"{cell[size]:,.0f}", f"{cell['put_per_second']:,.0f}", ms(cell["lookup"]), ms(cell["forget_100"])]
 
-    fitted = [["people of 8 pairs, fitted together", "z, seconds", "taste, seconds", "people a second"]]
+    fitted = [["people of 8 pairs, fitted together", "z, CPU seconds", "taste", "people a CPU second"]]
     for people, cell in details["fit"].items():
-        seconds = [f"{cell[part]['seconds']:.2g}" for part in ("z", "taste")]
+        seconds = [f"{cell[part]['cpu_seconds']:.2g}" for part in ("z", "taste")]
         fitted.append([f"{int(people):,}", *seconds, f"{cell['users_per_second']:,.0f}"])
     head = ["bytes a person", "people written a second", "lookup, ms", "forget 100, ms"]
     kept = [["medians; 99% of calls", *head]]
@@ -355,14 +355,14 @@ def personal_many(record: dict[str, Any]) -> str:
     kept.append([f"a safetensors file a person, {files['people']:,} people", *on_disk(files, "bytes_on_disk")])
     alone, eight = (details["generation"][f"prompts_{n}"]["ratio"] for n in (1, 8))
     texts = details["text"]
-    seconds_a_person = "; ".join(f"{texts[name]['seconds_a_person']:.2f}" for name in ("z", "with_rewards"))
+    seconds_a_person = "; ".join(f"{texts[name]['cpu_seconds_a_person']:.2f}" for name in ("z", "with_rewards"))
     ratios = "; ".join(f"{cell['p50']:.2f} ({cell['p25']:.2f}-{cell['p75']:.2f})" for cell in (alone, eight))
     same = "; ".join(f"{100 * compact[name]['same_order']:.2f}%" for name in ("z", "taste_after_8_more"))
     memory = f"{store['peak_mib_at_a_tenth']:.0f}; {store['peak_mib_at_the_end']:.0f}"
     calls = f"{store['forget_1']['p50']:.0f}; {store['lookup_on_opening']['p50']:.2g}"
     rows = [
         ["figure", "measured"],
-        ["from text, seconds a person: z; z and taste", seconds_a_person],
+        ["from text, CPU seconds a person: z; z and taste", seconds_a_person],
         ["answers in a person's z / without z, seconds (quartiles): 1 prompt; 8 prompts", ratios],
         ["that file, ms: forget one person; open it and look one up", calls],
         ["MiB that writing it took at most: the first tenth; all of it", memory],
