@@ -67,9 +67,10 @@ def timed(act: Callable[[], object], repeats: int) -> dict[str, Any]:
 
 
 def simulated(people: int, pairs: int = PAIRS, seed: int = 0) -> tuple[Judged, torch.Tensor, torch.Tensor]:
-    """Pairs of z, whose they are [n], and the tastes [people, LATENT] that ordered them, with doubt."""
+    """Pairs of z, whose they are [n], and the tastes [people, LATENT], the same at each seed, that ordered them, with
+    doubt."""
     random = torch.Generator().manual_seed(seed)
-    taste = torch.randn(people, LATENT, generator=random)
+    taste = torch.randn(people, LATENT, generator=torch.Generator().manual_seed(99))
     owner = torch.arange(people).repeat_interleave(pairs)
     a, b = torch.randn(2, len(owner), LATENT, generator=random)
     likes = torch.sigmoid(((a - b) * taste[owner]).sum(1)) > torch.rand(len(owner), generator=random)
@@ -79,12 +80,13 @@ def simulated(people: int, pairs: int = PAIRS, seed: int = 0) -> tuple[Judged, t
 
 
 def latent_pairs(people: int, pairs: int = PAIRS, seed: int = 0) -> LatentPairs:
-    """Latents of falling variance, as an LLM's are, judged by people who share a half of their taste."""
+    """Latents of falling variance, as an LLM's are, judged by people who share a half of their taste, which is the same
+    at each seed."""
     rng, n = np.random.default_rng(seed), people * pairs
     scale = np.geomspace(3, 0.03, WIDTH).astype(np.float32)
     sides = rng.standard_normal((2, n, WIDTH), np.float32) * scale
-    shared = np.random.default_rng(99).standard_normal(WIDTH)  # the same whatever the seed
-    taste = (shared + rng.standard_normal((people, WIDTH))).astype(np.float32) / 10
+    tastes = np.random.default_rng(99)
+    taste = (tastes.standard_normal(WIDTH) + tastes.standard_normal((people, WIDTH))).astype(np.float32) / 10
     margin = np.einsum("upd,ud->up", (sides[0] - sides[1]).reshape(people, pairs, WIDTH), taste).ravel()
     first = (1 / (1 + np.exp(-margin)) > rng.random(n))[:, None]
     recipe = Recipe("simulated", "", ("20:mean",), WIDTH, "none", 2048, "float32")
