@@ -335,6 +335,42 @@ def personal_sentiment(record: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\nAnswers that win over the unadapted LLM's under the person's score. {made(record)}"
 
 
+def personal_many(record: dict[str, Any]) -> str:
+    details = record["details"]
+    store, files, compact = details["store"]["users"], details["store"]["files"], details["compact"]
+
+    def ms(cell: dict[str, float]) -> str:
+        return f"{cell['p50']:.2g}; {cell['p99']:.2g}"
+
+    def on_disk(cell: dict[str, Any], size: str) -> list[str]:
+        return [f"{cell[size]:,.0f}", f"{cell['put_per_second']:,.0f}", ms(cell["lookup"]), ms(cell["forget_100"])]
+
+    fitted = [["people of 8 pairs, fitted together", "z, CPU seconds", "taste", "people a CPU second"]]
+    for people, cell in details["fit"].items():
+        seconds = [f"{cell[part]['cpu_seconds']:.2g}" for part in ("z", "taste")]
+        fitted.append([f"{int(people):,}", *seconds, f"{cell['users_per_second']:,.0f}"])
+    head = ["bytes a person", "people written a second", "lookup, ms", "forget 100, ms"]
+    kept = [["medians; 99% of calls", *head]]
+    kept.append([f"one file, {store['people']:,} people", *on_disk(store, "file_bytes_per_user")])
+    kept.append([f"a safetensors file a person, {files['people']:,} people", *on_disk(files, "bytes_on_disk")])
+    alone, eight = (details["generation"][f"prompts_{n}"]["ratio"] for n in (1, 8))
+    texts = details["text"]
+    seconds_a_person = "; ".join(f"{texts[name]['cpu_seconds_a_person']:.2f}" for name in ("z", "with_rewards"))
+    ratios = "; ".join(f"{cell['p50']:.2f} ({cell['p25']:.2f}-{cell['p75']:.2f})" for cell in (alone, eight))
+    same = "; ".join(f"{100 * compact[name]['same_order']:.2f}%" for name in ("z", "taste_after_8_more"))
+    memory = f"{store['peak_mib_at_a_tenth']:.0f}; {store['peak_mib_at_the_end']:.0f}"
+    calls = f"{store['forget_1']['p50']:.0f}; {store['lookup_on_opening']['p50']:.2g}"
+    rows = [
+        ["figure", "measured"],
+        ["from text, CPU seconds a person: z; z and taste", seconds_a_person],
+        ["answers in a person's z / without z, seconds (quartiles): 1 prompt; 8 prompts", ratios],
+        ["that file, ms: forget one person; open it and look one up", calls],
+        ["MiB that writing it took at most: the first tenth; all of it", memory],
+        ["pairs in the order of full precision: z; taste", same],
+    ]
+    return "\n\n".join([*map(markdown, (fitted, kept, rows)), made(record)])
+
+
 TABLES = {
     "reward_accuracy": reward_accuracy,
     "encode": encode,
@@ -351,6 +387,7 @@ TABLES = {
     "lpc_people": lpc_people,
     "lpc_cost": lpc_cost,
     "personal_sentiment": personal_sentiment,
+    "personal_many": personal_many,
 }
 SOURCE = {
     "lens_cost": "lens",

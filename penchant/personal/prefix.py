@@ -40,13 +40,15 @@ def read_on(
     texts: Sequence[Tensor],
     front: transformers.DynamicCache | None = None,
 ) -> Tensor:
-    """Last states [b, longest, n] of b texts, each embedded [t_i, n], behind the prompts owner [b]; right-padded.
+    """Last states [b, longest, n] of b texts, each embedded [t_i, n] (t_i may be 0), behind the prompts owner [b].
 
-    The texts see the positions of `front` (b rows, or none) as well, which their prompts have not seen.
+    Right-padded. The texts see the positions of `front` (b rows, or none) as well, which their prompts have not seen.
     """
     run: Any = decoder
     embedded = nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
     device, t = embedded.device, embedded.shape[1]
+    if not t:  # a decoder takes no texts that are all empty
+        return embedded
     own = owner.to(device)
     before: Any = prefix.cache.layers
     ahead: Any = front.layers if front is not None else []

@@ -60,9 +60,10 @@ class Reach:
         cost, drawn = (found[:, :1] - found[:, 1:]).flatten(), z.view(-1, 1 + DRAWS, clap.latent)[:, 1:].flatten(0, 1)
         toward = likelier(clap, few)
         features = torch.stack([-(drawn @ toward), drawn.square().sum(1)], 1)
-        solution = torch.linalg.lstsq(features.double(), cost.double()[:, None]).solution[:, 0]
-        k, h = solution.float().tolist()  # the last digits of a double depend on where in memory it was computed
-        return cls(-max(0.0, k) * toward, max(1e-6, h))
+        k, h = fitted(features, cost)
+        if k < 0:  # answers grew likelier against v, which is then no guide: h alone
+            k, (h,) = 0.0, fitted(features[:, 1:], cost)
+        return cls(-k * toward, max(1e-6, h))
 
     def within(self, z: Tensor) -> Tensor:
         """z [n, latent], shortened where cost(z) > MOST or it is longer than FARTHEST."""
@@ -72,6 +73,13 @@ class Reach:
         most = 2 * MOST / (rise + (rise**2 + 4 * self.bend * MOST).sqrt())
         found: Tensor = z * (most.clamp_max(FARTHEST) / length).clamp_max(1)
         return found
+
+
+def fitted(features: Tensor, values: Tensor) -> list[float]:
+    """Weights of features [n, m] that give values [n] by least squares."""
+    solution = torch.linalg.lstsq(features.double(), values.double()[:, None]).solution[:, 0]
+    found: list[float] = solution.float().tolist()  # a double's last digits depend on where in memory it was computed
+    return found
 
 
 def likelier(clap: Clap, groups: Sequence[Group]) -> Tensor:

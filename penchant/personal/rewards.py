@@ -22,20 +22,25 @@ from penchant.store_views import open_store
 
 
 def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
-    """What `save_rewards` wrote, None where nothing is there."""
-    return RewardModel.from_pretrained(folder, backbone=backbone) if (folder / FILE).is_file() else None
+    """What `save_rewards` wrote last and whole, None where nothing is there."""
+    there = [path for path in (folder, _beside(folder, "old")) if (path / FILE).is_file()]
+    return RewardModel.from_pretrained(there[0], backbone=backbone) if there else None
 
 
 def save_rewards(rewards: RewardModel, folder: Path) -> None:
     """Write a whole folder, then let it take the place of what is there."""
-    new, old = (folder.with_name(f"{folder.name}.{which}") for which in ("partial", "old"))
-    for path in (new, old):
-        shutil.rmtree(path, ignore_errors=True)
+    new, old = _beside(folder, "partial"), _beside(folder, "old")
+    shutil.rmtree(new, ignore_errors=True)
     rewards.save_pretrained(new)
-    if folder.exists():
+    if folder.exists():  # else who was killed between these lines left the whole one as `old`
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path, which: str) -> Path:
+    return folder.with_name(f"{folder.name}.{which}")
 
 
 def name_of(rewards: RewardModel | None) -> str | None:

@@ -30,6 +30,8 @@ from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
 
 CONFIG, WEIGHTS = "config.json", "clap.safetensors"
+NEEDED = "base", "asked_revision", "revision", "dtype", "max_length", "latent", "adapter", "reach", "digest"
+"""What `load` takes from CONFIG."""
 HELD_OUT, MOST_HELD_OUT = 0.1, 10
 """Share of the prompts on which CLaP is judged, at least one, and most of them: each response is read under the z of
 all others to its prompt."""
@@ -142,13 +144,20 @@ class PersonalLLM(People):
 
     @classmethod
     def load(cls, folder: str | Path) -> PersonalLLM:
-        """The system that `pretrain` made. InputError where there is none, RecipeMismatch where its LLM is another."""
+        """The system that `pretrain` made.
+
+        Raises InputError where there is none, or an older Penchant's, RecipeMismatch where its LLM is another.
+        """
         target = Path(folder)
         try:
             facts = json.loads((target / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(target / WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
+        if lacking := [name for name in NEEDED if name not in facts]:
+            raise InputError(
+                f"{target / CONFIG} lacks {', '.join(lacking)}, as an older Penchant wrote it; run pretrain again."
+            )
         llm, backbone = load_llm(facts, target)
         clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
         load_weights(clap, weights, target / WEIGHTS)

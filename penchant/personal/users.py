@@ -78,7 +78,7 @@ class Users:
         data = packed(user_id, vectors, pairs)
         with self._file.writing() as db:
             _check_version(db, user_id, expected)
-            return _insert(db, user_id, data, pairs)
+            return self._insert(db, user_id, data, pairs)
 
     def put_many(self, people: Iterable[tuple[str, Vectors, int] | tuple[str, Vectors, int, int]]) -> int:
         """Write the next version of many, from (user_id, vectors, pairs) or, with the version that is `expected` as in
@@ -94,7 +94,7 @@ class Users:
                     _check_version(db, user_id, *expected)
                 except InputError as error:
                     raise InputError(f"row {number}: {error}; nothing was written") from error
-                _insert(db, user_id, data, pairs)
+                self._insert(db, user_id, data, pairs)
         return number + 1
 
     def history(self, user_id: str) -> list[Version]:
@@ -112,21 +112,21 @@ class Users:
         kept = ", ".join(str(entry.version) for entry in self.history(user_id))
         with self._file.writing() as db:
             if old := self._find(db, user_id, version):
-                return _insert(db, user_id, packed(user_id, old.vectors, old.pairs), old.pairs)
+                return self._insert(db, user_id, packed(user_id, old.vectors, old.pairs), old.pairs)
         raise InputError(f"version {version} of {user_id!r} is not kept; give one of {kept}")
 
     def forget(self, *user_ids: str) -> int:
         """Remove people, older versions too, from every byte of the file and its log; return how many were known.
 
-        Each may mean to copy a 64th of the file, so give many at once. Raises PenchantError if a reader that began
-        before, such as an `export`, holds the log for more than `users_file.PATIENCE` seconds: nobody reads those
-        people any more then, but bytes of them stay in the log until it has ended and `forget` is called again, with or
-        without ids, or every process has closed the file.
+        The rows of ids, not vectors, are copied for it, a 16th of them for one person and all for many: give many at
+        once. Raises PenchantError if a reader that began before, such as an `export`, holds the log for more
+        than `users_file.PATIENCE` seconds: nobody reads those people any more then, but bytes of them stay in the log
+        until it has ended and `forget` is called again, with or without ids, or every process has closed the file.
         """
         with self._file.writing() as db:
             gone = {user_id for user_id in map(checked_id, user_ids) if _version(db, user_id)}
             for user_id in gone:
-                db.execute(f"DELETE FROM {table_of(user_id)} WHERE user_id = ?", (user_id,))
+                self._drop(db, user_id, 0)
             self._file.renew(db, {table_of(user_id) for user_id in gone})
         self._file.empty_log()
         return len(gone)
@@ -154,8 +154,9 @@ class Users:
         """Bytes of the file in use for each person, indexes and older versions included; 0 without people."""
         with self._file.reading() as db:
             pages, free, size = (pragma(db, name) for name in ("page_count", "freelist_count", "page_size"))
+            unused = db.execute("SELECT ifnull(sum(size), 0) FROM unused").fetchone()[0]
             people = len(self)
-        return (pages - free) * size / people if people else 0.0
+        return ((pages - free) * size - unused) / people if people else 0.0
 
     def export(self, path: Path | str) -> int:
         """Write everybody, as of one moment and in the order of `ids`, as lines of JSON; return how many.
@@ -184,7 +185,7 @@ class Users:
                         data = packed(person.user_id, person.vectors, person.pairs)
                         if person.model != self.model:
                             raise RecipeMismatch(f"{person.user_id!r} is of model {person.model}, not {self.model}")
-                        _insert(db, person.user_id, data, person.pairs, person.version, person.updated)
+                        self._insert(db, person.user_id, data, person.pairs, person.version, person.updated)
             except (InputError, RecipeMismatch) as error:
                 raise type(error)(f"line {number} of {path}: {error}; nothing was imported") from error
             except (OSError, EOFError, zlib.error) as error:
@@ -206,7 +207,7 @@ class Users:
     def _find(self, db: sqlite3.Connection, user_id: str, version: int | None = None) -> Person | None:
         """That version of a person, or the newest; PenchantError if its bytes are not those that were written."""
         row = db.execute(
-            f"SELECT version, updated, pairs, crc, data FROM {table_of(user_id)} "
+            f"SELECT version, updated, pairs, crc, data FROM {table_of(user_id)} JOIN slots USING (slot) "
             "WHERE user_id = ? AND version = ifnull(?, version) ORDER BY version DESC LIMIT 1",
             (user_id, version),
         ).fetchone()
@@ -219,6 +220,32 @@ class Users:
                 "person and fit anew"
             )
         return Person(user_id, unpacked(data), pairs, number, updated, self.model)
+
+    def _insert(
+        self,
+        db: sqlite3.Connection,
+        user_id: str,
+        data: bytes,
+        pairs: int,
+        least: int = 1,
+        updated: float | None = None,
+    ) -> int:
+        """Write the next version, not below `least`, beside KEPT_VERSIONS older ones, and return its number."""
+        version = max(_version(db, user_id) + 1, least)
+        if version > KEPT_VERSIONS + 1:
+            self._drop(db, user_id, KEPT_VERSIONS)
+        row = user_id, version, time.time() if updated is None else updated, int(pairs), zlib.crc32(data)
+        slot = self._file.keep(db, data)
+        db.execute(f"INSERT INTO {table_of(user_id)} VALUES (?, ?, ?, ?, ?, ?)", (*row, slot))
+        return version
+
+    def _drop(self, db: sqlite3.Connection, user_id: str, kept: int) -> None:
+        """Remove all of a person's versions but the newest `kept`."""
+        table = table_of(user_id)
+        sql = f"SELECT version, slot FROM {table} WHERE user_id = ? ORDER BY version DESC LIMIT -1 OFFSET ?"
+        for version, slot in db.execute(sql, (user_id, kept)).fetchall():
+            self._file.wipe(db, slot)
+            db.execute(f"DELETE FROM {table} WHERE user_id = ? AND version = ?", (user_id, version))
 
 
 def _nobody(user_id: str) -> InputError:
@@ -240,22 +267,6 @@ def _check_version(db: sqlite3.Connection, user_id: str, expected: int | None = 
             f"{user_id!r} is at version {version}, not {expected}, for somebody else wrote meanwhile: begin again with "
             "what is known now"
         )
-
-
-def _insert(
-    db: sqlite3.Connection, user_id: str, data: bytes, pairs: int, least: int = 1, updated: float | None = None
-) -> int:
-    """Write the next version, not below `least`, drop what is older than KEPT_VERSIONS, and return its number."""
-    table, version = table_of(user_id), max(_version(db, user_id) + 1, least)
-    row = user_id, version, time.time() if updated is None else updated, int(pairs), zlib.crc32(data), data
-    db.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?)", row)
-    if version > KEPT_VERSIONS + 1:
-        db.execute(
-            f"DELETE FROM {table} WHERE user_id = ? AND version NOT IN "
-            f"(SELECT version FROM {table} WHERE user_id = ? ORDER BY version DESC LIMIT {KEPT_VERSIONS + 1})",
-            (user_id, user_id),
-        )
-    return version
 
 
 def _ids(db: sqlite3.Connection, start: str = "") -> Generator[str, None, None]:

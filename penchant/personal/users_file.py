@@ -1,9 +1,14 @@
 """The SQLite file that holds people: its tables, a connection a thread, transactions, and how bytes leave it for good.
 
 `secure_delete` alone does not remove a row: where SQLite moves rows from page to page, copies can stay behind in the
-unused middle of a page; and VACUUM holds up all writers, for 3 s a 100,000 rows. So an id names one of BUCKETS tables.
-To rid one of what was deleted, its rows are copied to a fresh one, for the pages of a dropped table are zeroed whole;
-then the log is emptied. Blocks that the disk, snapshots or backups keep are beyond reach.
+unused middle of a page; and VACUUM holds up all writers, for 3 s a 100,000 people. Hence two ways:
+
+- Vectors lie in slots, rows that are added at the end of one table, where SQLite moves none, and never deleted. One
+  that is no longer needed is overwritten by as many zeros, in place, and waits for the next vectors of that size.
+- Ids move, being sorted. An id names one of BUCKETS tables, small ones without the vectors. To rid one of what was
+  deleted, its rows are copied to a fresh one, for the pages of a dropped table are zeroed whole.
+
+Then the log is emptied. Blocks that the disk, snapshots or backups keep are beyond reach.
 """
 
 from __future__ import annotations
@@ -16,11 +21,12 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from penchant.errors import InputError, PenchantError, RecipeMismatch
 
-BUCKETS = 64
-SCHEMA = 1
+BUCKETS = 16
+SCHEMA = 2
 """Goes up with every change of the tables, of BUCKETS too."""
 APPLICATION = 0x50_6E_55_73
 """Says in SQLite's header whose file it is."""
@@ -28,7 +34,13 @@ PATIENCE = 30.0
 """Seconds to wait for another writer, or for readers that hold the log."""
 TABLES = [f"people_{bucket:02d}" for bucket in range(BUCKETS)]
 TABLE = """CREATE TABLE {} (user_id TEXT NOT NULL, version INTEGER NOT NULL, updated REAL NOT NULL,
-    pairs INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (user_id, version))"""
+    pairs INTEGER NOT NULL, crc INTEGER NOT NULL, slot INTEGER NOT NULL,
+    PRIMARY KEY (user_id, version)) WITHOUT ROWID"""
+OTHERS = (
+    "CREATE TABLE slots (slot INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+    "CREATE TABLE unused (size INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (size, slot)) WITHOUT ROWID",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value)",
+)
 # Temporary files would hold people as well, and a power cut must not undo what was deleted. A `put_many` makes the log
 # as large as all that it writes; the limit, 16 MB, makes it shrink again.
 SETTINGS = "secure_delete = ON", "temp_store = MEMORY", "synchronous = FULL", "journal_size_limit = 16777216"
@@ -80,7 +92,7 @@ class UsersFile:
             pragma(db, "journal_mode = WAL")
             with self.writing():
                 if pragma(db, "schema_version") == 0:  # else another process was faster
-                    for statement in (*map(TABLE.format, TABLES), "CREATE TABLE meta (name TEXT PRIMARY KEY, value)"):
+                    for statement in (*map(TABLE.format, TABLES), *OTHERS):
                         db.execute(statement)
                     db.execute("INSERT INTO meta VALUES ('model', ?)", (model,))
                     pragma(db, f"application_id = {APPLICATION}")
@@ -89,6 +101,8 @@ class UsersFile:
             raise InputError(f"{self.path} is a database of another program; give another path")
         if pragma(db, "user_version") > SCHEMA:
             raise InputError(f"{self.path} was made by a newer Penchant; install that one, or give another path")
+        if pragma(db, "user_version") < SCHEMA:
+            raise InputError(f"{self.path} was made by an older Penchant; export with that one, then import")
         kept: str = db.execute("SELECT value FROM meta WHERE name = 'model'").fetchone()[0]
         if model not in (None, kept):
             raise RecipeMismatch(
@@ -124,6 +138,20 @@ class UsersFile:
                 db.execute("COMMIT")
             finally:
                 _undo(db)
+
+    def keep(self, db: sqlite3.Connection, data: bytes) -> int:
+        """The slot that these bytes lie in from now on."""
+        found = db.execute("SELECT slot FROM unused WHERE size = ? LIMIT 1", (len(data),)).fetchone()
+        if found is None:
+            return cast(int, db.execute("INSERT INTO slots (data) VALUES (?)", (data,)).lastrowid)
+        db.execute("DELETE FROM unused WHERE size = ? AND slot = ?", (len(data), *found))
+        db.execute("UPDATE slots SET data = ? WHERE slot = ?", (data, *found))
+        return cast(int, found[0])
+
+    def wipe(self, db: sqlite3.Connection, slot: int) -> None:
+        """Overwrite a slot, to be used again. SQLite writes a row of equal size where the old one is."""
+        db.execute("UPDATE slots SET data = zeroblob(length(data)) WHERE slot = ?", (slot,))
+        db.execute("INSERT INTO unused SELECT length(data), slot FROM slots WHERE slot = ?", (slot,))
 
     def renew(self, db: sqlite3.Connection, tables: Iterable[str]) -> None:
         """Move the rows of these tables to fresh pages and zero the old ones, as part of a transaction."""

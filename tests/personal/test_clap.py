@@ -11,7 +11,7 @@ import torch
 from penchant.errors import InputError
 from penchant.personal.clap import DRAWS, AdapterKind, Clap, ClapTerms
 from penchant.personal.groups import groups_of
-from tests.personal.tiny import ADAPTERS, ANSWERS, make_clap, opened, prompts
+from tests.personal.tiny import ADAPTERS, ANSWERS, make_clap, opened, prompts, sequence
 from tests.tiny_llm import save_tiny_llm
 
 
@@ -42,6 +42,21 @@ def test_the_skip_changes_gradients_and_never_the_output(llm: Path, adapter: Ada
     assert reaching(plain) == 0
     assert reaching(skipped) > 1e-3
     assert all(p.grad is None for p in clap._llm[0].parameters())
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_response_of_one_token_behind_nothing_is_read_and_has_nothing_to_predict(
+    llm: Path, adapter: AdapterKind
+) -> None:
+    clap = make_clap(llm, adapter=adapter)
+    opened(clap.adapter)
+    item, z = sequence(0, 1), torch.randn(1, 8, requires_grad=True)
+    assert torch.isfinite(clap.read([item]).mean).all()
+    for given in (None, z):
+        assert clap.log_probs([item], given, skip=given is not None).tolist() == [0.0]
+    beside = clap.log_probs([item, sequence(3, 4)], z.expand(2, -1))
+    assert beside[0] == 0
+    assert beside[1] < 0
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

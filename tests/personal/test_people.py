@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from penchant.errors import InputError
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.full_encoder import FullEncoderSettings
 from penchant.personal.people import REWARDS
+from penchant.personal.rewards import save_rewards
 from penchant.personal.system import PersonalLLM
 from tests.personal.test_system import PROMPTS, pretrain
 from tests.tiny_llm import save_tiny_llm
@@ -229,6 +233,39 @@ def test_adversarial_people_move_nobody_else(system: PersonalLLM) -> None:
     assert (system.latent_margins(crowd) > 0).mean() > 0.7
     system.fit_population(both.remove_columns("user_id"), rewards=False)
     assert (system.latent_margins(crowd) > 0).mean() < 0.5
+
+
+@pytest.mark.parametrize("dies_at", range(1, 5))
+def test_a_process_that_dies_while_rewards_are_saved_leaves_whole_ones(
+    system: PersonalLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    """Whatever the last step that it took, and whether or not the next one tries again and dies there too."""
+    system.fit_population(CROWD, cache=tmp_path / "cache")
+    assert system.rewards is not None
+    before = system.rewards.score(PROMPTS, ["aa"] * len(PROMPTS))
+    steps: list[str] = []
+
+    def step(name: str, act: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            steps.append(name)
+            if len(steps) == dies_at:
+                raise KeyboardInterrupt
+            return act(*args, **kwargs)
+
+        return counted
+
+    for _ in range(2):
+        steps.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("penchant.personal.rewards.shutil.rmtree", step("rmtree", shutil.rmtree))
+            patch.setattr("penchant.personal.rewards.os.replace", step("replace", os.replace))
+            with contextlib.suppress(KeyboardInterrupt):
+                save_rewards(system.rewards, system.folder / REWARDS)
+        found = again(system).rewards
+        assert found is not None
+        assert np.array_equal(found.score(PROMPTS, ["aa"] * len(PROMPTS)), before)
+    save_rewards(system.rewards, system.folder / REWARDS)
+    assert sorted(path.name for path in system.folder.glob("rewards*")) == [REWARDS]
 
 
 def test_the_population_needs_people_for_rewards(system: PersonalLLM) -> None:

@@ -52,6 +52,16 @@ def test_a_text_behind_a_prompt_is_the_whole_text_whatever_runs_beside_it(kind: 
 
 @pytest.mark.parametrize("kind", ALL)
 @torch.no_grad()
+def test_where_no_token_stands_before_another_nothing_is_predicted(kind: str) -> None:
+    llm = tiny_llm(kind)
+    for items in ([sequence(0, 1)], [sequence(0, 1), sequence(0, 1, 1)]):
+        states, targets, owner = last_states(llm, None, items)
+        assert states.shape == (0, 32)
+        assert len(targets) == len(owner) == 0
+
+
+@pytest.mark.parametrize("kind", ALL)
+@torch.no_grad()
 def test_log_probabilities_are_those_of_whole_sequences_by_the_llm_itself(kind: str) -> None:
     llm = tiny_llm(kind)
     items = [sequence(20, 4), sequence(3, 9, 1), sequence(0, 4, 2), sequence(1, 5, 3), sequence(11, 2, 4)]

@@ -175,6 +175,23 @@ def test_the_bend_is_what_answers_cost_on_the_mean(clap: Clap, monkeypatch: pyte
     assert not Reach.of(clap, generator, asked, groups, 0).slope.any()
 
 
+def test_where_v_is_no_guide_the_bend_alone_is_what_fits_best(clap: Clap, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, asked, groups = parts(clap, 12)
+    toward, seen = torch.linspace(-0.3, 0.3, LATENT), []
+    monkeypatch.setattr(generator, "sample", lambda rows, *, z, **_: seen.append(z) or [["a"] for _ in rows])
+
+    def known(_clap: Clap, items: Sequence[Tokens]) -> Tensor:
+        return seen[0] @ toward - 0.02 * seen[0].square().sum(1)
+
+    monkeypatch.setattr("penchant.personal.reach.per_token", known)
+    monkeypatch.setattr("penchant.personal.reach.likelier", lambda *_: -toward)
+    bend = Reach.of(clap, generator, asked, groups, 0).bend
+    drawn = seen[0].view(-1, 1 + DRAWS, LATENT)[:, 1:].flatten(0, 1)
+    squares, cost = drawn.square().sum(1), 0.02 * drawn.square().sum(1) - drawn @ toward
+    assert bend == pytest.approx(float(squares @ cost / (squares @ squares)), rel=1e-4)
+    assert bend != pytest.approx(0.02, rel=1e-2)  # what a fit beside k says
+
+
 @pytest.mark.parametrize("said", ["", " \n"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_where_all_answers_are_empty_nothing_breaks(

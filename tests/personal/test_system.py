@@ -213,6 +213,18 @@ def test_weights_that_are_not_all_there_are_refused(work: Path, tmp_path: Path) 
         PersonalLLM.load(moved)
 
 
+def test_what_an_older_version_wrote_is_refused_in_a_sentence(work: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(work / "system", tmp_path / "system")
+    path = moved / "config.json"
+    facts = json.loads(path.read_text())
+    for lacking in (["reach"], ["adapter"], ["digest", "base"], ["latent", "reach"]):
+        path.write_text(json.dumps({name: value for name, value in facts.items() if name not in lacking}))
+        with pytest.raises(InputError, match=r"lacks .*; run pretrain again") as caught:
+            PersonalLLM.load(moved)
+        assert all(name in str(caught.value) for name in lacking)
+        assert "\n" not in str(caught.value)
+
+
 def test_what_cannot_be_used_is_named(work: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no personal LLM"):
         PersonalLLM.load(tmp_path)

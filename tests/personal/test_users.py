@@ -266,8 +266,23 @@ def test_bytes_per_user_is_about_the_size_of_the_vectors(users: Users) -> None:
     users.put_many((f"p{i}", some(i, 600), 1) for i in range(3000))
     assert 2400 < users.bytes_per_user < 4200
     users.forget(*users.ids(limit=2900))
-    assert users.bytes_per_user > 20_000  # little but empty tables is left; pages set free do not count
-    assert users.bytes_per_user < (users.path.stat().st_size) / 100
+    assert 2400 < users.bytes_per_user < users.path.stat().st_size / 100 / 4  # what is free for others does not count
+    size = users.path.stat().st_size
+    users.put_many((f"q{i}", some(i, 600), 1) for i in range(2900))
+    assert users.path.stat().st_size == size  # but is used
+    assert 2400 < users.bytes_per_user < 4200
+
+
+def test_a_file_of_few_people_is_small_and_updates_let_it_grow_no_further(users: Users) -> None:
+    for _ in range(KEPT_VERSIONS + 1):
+        users.put_many((f"p{i}", some(i, 600), 1) for i in range(3))
+    users.forget()
+    size = users.path.stat().st_size
+    assert size < 400_000
+    for _ in range(10):
+        users.put_many((f"p{i}", some(i, 600), 1) for i in range(3))
+    users.forget()
+    assert users.path.stat().st_size == size
 
 
 @pytest.mark.parametrize("name", ["people.jsonl", "people.jsonl.gz"])

@@ -121,6 +121,29 @@ def test_who_is_forgotten_leaves_no_byte(users: Users) -> None:
     assert sqlite3.connect(users.path).execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+def test_vectors_stay_where_they_were_written_whatever_becomes_of_others(users: Users) -> None:
+    """A slot that SQLite moved would leave a copy that no forgetting finds."""
+
+    def places() -> dict[int, list[int]]:
+        raw, found = on_disk(users.path), dict[int, list[int]]()
+        for i in range(1, 301):
+            pattern = ((MARK << 32) + i).to_bytes(8, "little") * 10
+            found[i] = [at.start() for at in re.finditer(re.escape(pattern), raw)]
+        return found
+
+    rng = random.Random(1)
+    users.put_many((f"person-{i:06d}", marked(i, rng.randrange(10, 300)), 1) for i in range(1, 301))
+    users.forget()
+    before = places()
+    for round_ in range(4):
+        gone = rng.sample(range(1, 201), 60)
+        users.forget(*(f"person-{i:06d}" for i in gone))
+        users.put_many((f"new-{round_}-{i}", marked(400 + i, rng.randrange(10, 300)), 1) for i in range(60))
+    users.forget()
+    after = places()
+    assert {i: after[i] for i in range(201, 301)} == {i: before[i] for i in range(201, 301)}
+
+
 def test_large_vectors_and_old_versions_leave_no_byte_either(users: Users) -> None:
     """30 kB a person: the vectors lie on overflow pages."""
     for _ in range(5):
@@ -460,6 +483,10 @@ def test_files_that_are_no_people_are_refused_in_a_sentence(tmp_path: Path) -> N
     Users(newer, "model-1").close()
     with contextlib.closing(sqlite3.connect(newer)) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    older = tmp_path / "older.db"
+    Users(older, "model-1").close()
+    with contextlib.closing(sqlite3.connect(older)) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA - 1}")
     empty = tmp_path / "empty.db"
     empty.touch()
     for path, says in (
@@ -467,6 +494,7 @@ def test_files_that_are_no_people_are_refused_in_a_sentence(tmp_path: Path) -> N
         (text, r"cannot be used \(file is not a database\): give another path"),
         (other, "is a database of another program; give another path"),
         (newer, "was made by a newer Penchant; install"),
+        (older, "was made by an older Penchant; export with that one, then import"),
         (Path("/proc/users.db"), r"cannot be made \(No such file or directory\): give"),
         (
             Path("/proc/version/users.db"),
