@@ -13,7 +13,7 @@ from penchant.errors import InputError, RecipeMismatch
 from penchant.heads import PCAHead, TasteHead, load_head
 from penchant.heads import tastes as module
 from penchant.heads.base import pair_accuracy
-from penchant.heads.tastes import PRIORS, PSEUDO, Taste, newton, packed, spread, unpacked
+from penchant.heads.tastes import PRIORS, PSEUDO, Taste, newton, packed, posteriors, spread, unpacked
 from penchant.latents import LatentPairs, Recipe
 
 WIDTH = 10
@@ -139,6 +139,16 @@ def test_feedback_of_others_moves_nobody(fitted: TasteHead) -> None:
     alone, among = fitted.fit_people(few), fitted.fit_people(LatentPairs.concatenate([spoiler, few]))
     for name, taste in alone.items():
         assert np.array_equal(taste.mean, among[name].mean)
+
+
+def test_fewer_pairs_than_others_have_are_fitted_as_alone_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    sides = [rng.normal(size=(n, 40)) for n in (3, 37, 700)]
+    start = Taste(np.zeros(40), packed(np.eye(40)), 0)
+    for number, taste, precision in posteriors(sides, [start] * 3):
+        ((_, alone, bent),) = posteriors([sides[number]], [start])
+        assert np.array_equal(taste, alone)
+        assert np.array_equal(precision, bent)
 
 
 def test_one_persons_thousand_pairs_have_one_vote() -> None:

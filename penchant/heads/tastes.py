@@ -106,13 +106,13 @@ class TasteHead(Head, kind="tastes"):
         self.components_, self.mean_, self.people_ = pooled.components_, pooled.pooled_, len(people)
         self.strength_ = pooled.strength_ or 1.0
         self.cv_accuracy_, self.cv_margins_ = pooled.cv_accuracy_, pooled.cv_margins_
-        rows = list(people.values())
-        if len(rows) > MOST_PEOPLE:
-            drawn = np.random.default_rng(self.random_state).choice(len(rows), MOST_PEOPLE, replace=False)
-            rows = [rows[i] for i in np.sort(drawn)]
+        asked = list(people.values())
+        if len(asked) > MOST_PEOPLE:
+            drawn = np.random.default_rng(self.random_state).choice(len(asked), MOST_PEOPLE, replace=False)
+            asked = [asked[i] for i in np.sort(drawn)]
         sides = self._sides(pairs)
-        self.prior_ = self._pick_prior(sides, rows, prompt_folds(pairs.group, self.folds, self.random_state), weight)
-        self.precision_ = inverse(spread([sides[own] for own in rows], self.mean_, self.prior_)[0])
+        self.prior_ = self._pick_prior(sides, asked, prompt_folds(pairs.group, self.folds, self.random_state), weight)
+        self.precision_ = inverse(spread([sides[own] for own in asked], self.mean_, self.prior_)[0])
         return self
 
     def _pick_prior(self, sides: Array, rows: list[Array], fold: Array, weight: Array) -> float:
@@ -216,9 +216,9 @@ def posteriors(
     """Laplace's approximation of each person's taste, many people at once.
 
     `sides` are each person's differences c(chosen) - c(rejected) [n_u, k], `start` [people, k] is where the search
-    begins, the prior's mean if None. Yields a person's number, the mode [k] of
-    their posterior and its precision [k, k] there, not in the people's order. It is the same bit for bit whoever is
-    beside them, as rows of zeros, which say nothing, fill up to the next power of two of a person's own number.
+    begins, the prior's mean if None. Yields a person's number, the mode [k] of their posterior and its precision [k, k]
+    there, not in the people's order. They are the same bit for bit whoever is beside them: sums over more rows of zeros
+    round otherwise, so everybody is filled up by their own number alone, to the next power of two.
     """
     k = sides[0].shape[1]
     sizes = np.array([1 << (len(each) - 1).bit_length() if len(each) else 1 for each in sides])
