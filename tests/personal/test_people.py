@@ -154,7 +154,7 @@ def test_a_taste_goes_on_from_what_is_known(system: PersonalLLM, tmp_path: Path)
     system.fit_users(pairs, cache=tmp_path / "cache")
     assert system.users.known("ann").pairs == 24
     assert found[0] < gap()
-    # Laplace's approximation is coarse where all pairs agree; a taste that forgot the first half would be as far as that.
+    # Laplace's approximation is coarse where all pairs agree.
     assert abs(found[1] - gap()) < 0.2 * abs(found[0] - gap()) + 0.01
 
 
