@@ -371,6 +371,32 @@ def personal_many(record: dict[str, Any]) -> str:
     return "\n\n".join([*map(markdown, (fitted, kept, rows)), made(record)])
 
 
+def personal_tastes(record: dict[str, Any]) -> str:
+    shots = {"5": "5 own pairs", "15": "15", "50": "50", "all": "all"}
+    names = {"longer": "the longer text", "pooled": "ridge, other people's pairs"}
+    names |= {f"pooled_with_own_{n}": f"ridge, other people's and {text}" for n, text in shots.items()}
+    names["personal_0"] = "**taste**, nothing known of the person"
+    names |= {f"personal_{n}": f"**taste**, {text}" for n, text in shots.items()}
+    names |= {f"flips_{share}": f"taste, 50, {share:.0%} of them turned round" for share in (0.2, 0.4)}
+    names |= {f"adversarial_{n}": f"taste, {n}, 2 liars in the population" for n in (0, 50)}
+    names["known_all"] = "taste, all, the person in the population"
+    names |= {f"alone_{n}": f"ridge, {text} alone" for n, text in shots.items()}
+    names["ceiling"] = "ridge, all own and the very arguments"
+    found = record["details"]
+    heads = [f"{data}, {what}" for data in found for what in ("accuracy, %", "minus ridge, minus nothing known")]
+    rows = [["fitted on", *heads]]
+    for key, name in names.items():
+        row = [name]
+        for one in found.values():
+            if key in one:
+                deltas = (one[key][f"minus_{base}"] for base in ("pooled", "population"))
+                row += [percent(one[key]), "; ".join(points(delta) for delta in deltas)]
+            else:
+                row += ["", ""]
+        rows.append(row)
+    return f"{markdown(rows)}\n\nMean over people, {len(record['seeds'])} seeds. {made(record)}"
+
+
 TABLES = {
     "reward_accuracy": reward_accuracy,
     "encode": encode,
@@ -388,6 +414,7 @@ TABLES = {
     "lpc_cost": lpc_cost,
     "personal_sentiment": personal_sentiment,
     "personal_many": personal_many,
+    "personal_tastes": personal_tastes,
 }
 SOURCE = {
     "lens_cost": "lens",

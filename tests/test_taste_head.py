@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +13,27 @@ from penchant.errors import InputError, RecipeMismatch
 from penchant.heads import PCAHead, TasteHead, load_head
 from penchant.heads import tastes as module
 from penchant.heads.base import pair_accuracy
-from penchant.heads.tastes import Taste, newton, packed, unpacked
+from penchant.heads.tastes import PRIORS, PSEUDO, Taste, newton, packed, posteriors, spread, unpacked
 from penchant.latents import LatentPairs, Recipe
 
 WIDTH = 10
 VIEWS = ("10:last", "10:mean")
 
 
-def make_people(people: int, each: int, apart: float = 1.5, seed: int = 0, start: int = 0) -> LatentPairs:
+def own_tastes(ways: int, start: int, people: int) -> np.ndarray:
+    """Each person's own vector [people, 2 WIDTH], of one length whatever the number of ways in which they differ."""
+    own = np.random.default_rng(98).normal(size=(1000, 2 * WIDTH))[start : start + people]
+    turned = np.linalg.qr(np.random.default_rng(97).normal(size=(2 * WIDTH, 2 * WIDTH)))[0][:ways]
+    return own if ways == 2 * WIDTH else np.sqrt(2 * WIDTH / ways) * own @ turned.T @ turned
+
+
+def make_people(
+    people: int, each: int, apart: float = 1.5, seed: int = 0, start: int = 0, ways: int = 2 * WIDTH
+) -> LatentPairs:
     """Pairs judged by people whose tastes are `apart` times a person's own vector away from a common one."""
     rng = np.random.default_rng(seed)
     common = np.random.default_rng(99).normal(size=2 * WIDTH)
-    own = np.random.default_rng(98).normal(size=(1000, 2 * WIDTH))[start : start + people]
-    tastes = np.repeat(common + apart * own, each, axis=0)
+    tastes = np.repeat(common + apart * own_tastes(ways, start, people), each, axis=0)
     good, bad = rng.normal(size=(2, people * each, 2 * WIDTH))
     swap = rng.random(len(good)) > 1 / (1 + np.exp(-((good - bad) * tastes).sum(1)))
     good[swap], bad[swap] = bad[swap], good[swap].copy()
@@ -61,15 +70,47 @@ def test_more_pairs_of_a_new_person_tell_more_and_none_is_the_population(fitted:
 
 def test_how_far_people_are_from_each_other_is_learned(fitted: TasteHead) -> None:
     alike = TasteHead().fit(make_people(30, 30, apart=0.0))
-    assert alike.prior_ > 10 * fitted.prior_
+    assert np.linalg.eigvalsh(alike.precision_)[0] > 10 * np.linalg.eigvalsh(fitted.precision_)[-1]
     test = make_people(20, 100, apart=0.0, seed=2, start=500)
     few = make_people(20, 10, apart=0.0, seed=1, start=500)
     assert accuracy(alike, test, alike.fit_people(few)) > accuracy(alike, test) - 0.01
 
 
+def test_in_what_people_differ_is_learned_from_others() -> None:
+    few, test = make_people(40, 10, seed=1, start=500, ways=2), make_people(40, 100, seed=2, start=500, ways=2)
+    head = TasteHead().fit(make_people(60, 60, ways=2))
+    leading = np.linalg.eigh(np.linalg.inv(head.precision_))[1][:, -2:].T @ head.components_
+    spanned = np.linalg.lstsq(leading.T, own_tastes(2, 500, 40).T, rcond=None)[0].T @ leading
+    assert np.square(spanned).sum() > 0.5 * np.square(own_tastes(2, 500, 40)).sum()
+    found = []
+    for prior in PRIORS:
+        alike = copy.copy(head)
+        alike.precision_ = prior * np.eye(len(head.mean_))
+        found.append(accuracy(alike, test, alike.fit_people(few)))
+    assert accuracy(head, test, head.fit_people(few)) > max(found) + 0.02
+
+
+def test_the_spread_of_tastes_is_a_step_of_em_and_leaves_each_person_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    sides, mean = [rng.normal(size=(n, 4)) for n in (3, 5, 9)], rng.normal(size=4)
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    whole, others = spread(sides, mean, 2.0)
+    part = []
+    for each in sides:
+        w, second = newton(each[None], mean[None], 2 * np.eye(4)[None])
+        part.append(np.linalg.inv(second[0]) + np.outer(w[0] - mean, w[0] - mean))
+    assert np.allclose(whole, (PSEUDO * np.eye(4) / 2 + sum(part)) / (PSEUDO + 3), atol=1e-9)
+    assert np.allclose(others[1], (PSEUDO * np.eye(4) / 2 + part[0] + part[2]) / (PSEUDO + 2), atol=1e-9)
+    monkeypatch.setattr(module, "ROUNDS", 3)
+    again, others = spread([*sides[:2], 50 * sides[2]], mean, 2.0)
+    assert not np.allclose(again, whole, atol=1e-2)
+    assert np.linalg.eigvalsh(others).min() > 0
+
+
 def test_one_persons_taste_is_the_mode_that_pca_head_finds(fitted: TasteHead) -> None:
     pairs = make_people(30, 30)
-    alone = PCAHead(40, prior=fitted.prior_).fit(pairs)
+    fitted, alone = copy.copy(fitted), PCAHead(40, prior=0.7).fit(pairs)
+    fitted.precision_ = 0.7 * np.eye(len(fitted.mean_))
     few = make_people(1, 25, seed=1, start=500)
     (taste,) = fitted.fit_people(few).values()
     assert np.allclose(taste.mean, alone.adapt(few).taste_, atol=1e-4)
@@ -86,8 +127,8 @@ def test_people_side_by_side_are_fitted_as_one_by_one(fitted: TasteHead, monkeyp
     for name, taste in together.items():
         (alone,) = fitted.fit_people(few.take(few.user_id == name)).values()
         for other in (alone, batched[name]):
-            assert np.allclose(taste.mean, other.mean, atol=1e-6)
-            assert np.allclose(taste.precision, other.precision, rtol=1e-5, atol=1e-6)
+            assert np.array_equal(taste.mean, other.mean)
+            assert np.array_equal(taste.precision, other.precision)
             assert taste.pairs == other.pairs
 
 
@@ -97,7 +138,17 @@ def test_feedback_of_others_moves_nobody(fitted: TasteHead) -> None:
     spoiler = replace(spoiler, chosen=spoiler.rejected, rejected=spoiler.chosen)
     alone, among = fitted.fit_people(few), fitted.fit_people(LatentPairs.concatenate([spoiler, few]))
     for name, taste in alone.items():
-        assert np.allclose(taste.mean, among[name].mean, atol=1e-6)
+        assert np.array_equal(taste.mean, among[name].mean)
+
+
+def test_fewer_pairs_than_others_have_are_fitted_as_alone_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    sides = [rng.normal(size=(n, 40)) for n in (3, 37, 700)]
+    start = Taste(np.zeros(40), packed(np.eye(40)), 0)
+    for number, taste, precision in posteriors(sides, [start] * 3):
+        ((_, alone, bent),) = posteriors([sides[number]], [start])
+        assert np.array_equal(taste, alone)
+        assert np.array_equal(precision, bent)
 
 
 def test_one_persons_thousand_pairs_have_one_vote() -> None:
@@ -202,6 +253,9 @@ def test_saved_and_loaded_it_knows_the_same(tmp_path: Path, fitted: TasteHead) -
         assert np.array_equal(taste.mean, again.fit_people(few)[name].mean)
         assert np.array_equal(fitted.score(few.chosen, taste), again.score(few.chosen, taste))
     assert again.prior_ == fitted.prior_
+    assert np.array_equal(again.precision_, fitted.precision_)
+    assert np.linalg.matrix_rank(fitted.precision_) == len(fitted.mean_)
+    assert np.array_equal(fitted.precision_, fitted.precision_.T)
 
 
 def test_wrong_input_is_named(fitted: TasteHead) -> None:

@@ -17,10 +17,14 @@ from penchant.latents import LatentPairs
 
 Array = NDArray[Any]
 
-PRIORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Precisions of tastes around the population's mean that are tried."""
-MOST_PEOPLE = 1000
-"""People on whom they are tried, at most."""
+PRIORS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Precisions of tastes around the population's mean, alike in all directions, that are tried."""
+PSEUDO, ROUNDS = 15, 3
+"""How many people that precision counts for beside those seen, and rounds of EM."""
+FEW = 15
+"""From how many pairs a person is guessed where priors are compared."""
+MOST_PEOPLE = 300
+"""People from whom the prior is learned, at most."""
 MEMORY = 64 * 2**20
 """Bytes of arrays that people who are fitted together may take."""
 STEPS, TOLERANCE = 50, 1e-8
@@ -44,32 +48,37 @@ class TasteHead(Head, kind="tastes"):
     Directions and the population's taste m are those of `PCAHead`, but every person counts alike, however many pairs
     are theirs. A person's taste comes from the population, and the person's pairs from the taste:
 
-        w_u ~ N(m, I / prior),  P(chosen over rejected) = sigmoid(w_u . (c(chosen) - c(rejected))).
+        w_u ~ N(m, S),  P(chosen over rejected) = sigmoid(w_u . (c(chosen) - c(rejected))).
 
-    `fit` learns how far people are from each other: it takes the prior under which preferences on prompts that were
-    held out are most likely, in the mean over people. (Marginal likelihood would take pairs that share a prompt for
-    independent, and make tastes too free.) Who is new starts from m, and is pulled from it as far as their pairs give
-    reason to; nobody else's taste moves. What is known of a person is Laplace's approximation of the posterior, and
-    more pairs go on from it, so old pairs are neither needed nor forgotten.
+    `fit` learns how far people are from each other and in what: S is shrunk towards I / prior (`spread`), and of
+    several priors it takes the one under which preferences on held-out prompts are most likely, in the mean over
+    people, each known by FEW pairs and by an S that has not seen them: as somebody new will be. (Marginal likelihood
+    would take pairs that share a prompt for independent, and all of a person's pairs would ask for a tighter prior than
+    few can bear: the directions in which people differ are not quite known.) Who is new starts from m, and is pulled
+    from it as far as their pairs give reason to; nobody else's taste moves. What is known of a person is Laplace's
+    approximation of the posterior, and more pairs go on from it, so old pairs are neither needed nor forgotten.
 
     `score` without a taste is m's. Swapping chosen and rejected flips every score.
 
     Args:
         components: k, the most directions.
         folds: parts of the cross-validation, every prompt whole in one.
-        random_state: which prompts share a fold, and which people are asked where there are more than 1,000.
+        random_state: which prompts share a fold, which few pairs are looked at, and which people where there are more
+            than 300.
 
     Attributes:
         components_: float64 [k, d], c_j(x) = components_[j] . x.
-        mean_: float64 [k], m. prior_: the precision. people_: how many people the pairs are from.
+        mean_: float64 [k], m. precision_: float64 [k, k], the inverse of S. prior_: what S was shrunk towards.
+        people_: how many people the pairs are from.
         strength_, cv_accuracy_, cv_margins_: of the population's taste, as in `PCAHead`.
     """
 
-    tensors = ("components_", "mean_")
+    tensors = ("components_", "mean_", "precision_")
     facts = ("prior_", "people_", "strength_", "cv_accuracy_")
 
     components_: Array
     mean_: Array
+    precision_: Array
     prior_: float
     people_: int
     strength_: float
@@ -97,24 +106,27 @@ class TasteHead(Head, kind="tastes"):
         self.components_, self.mean_, self.people_ = pooled.components_, pooled.pooled_, len(people)
         self.strength_ = pooled.strength_ or 1.0
         self.cv_accuracy_, self.cv_margins_ = pooled.cv_accuracy_, pooled.cv_margins_
-        self.prior_ = self._pick_prior(pairs, people, weight)
+        asked = list(people.values())
+        if len(asked) > MOST_PEOPLE:
+            drawn = np.random.default_rng(self.random_state).choice(len(asked), MOST_PEOPLE, replace=False)
+            asked = [asked[i] for i in np.sort(drawn)]
+        sides = self._sides(pairs)
+        self.prior_ = self._pick_prior(sides, asked, prompt_folds(pairs.group, self.folds, self.random_state), weight)
+        self.precision_ = inverse(spread([sides[own] for own in asked], self.mean_, self.prior_)[0])
         return self
 
-    def _pick_prior(self, pairs: LatentPairs, people: dict[str, Array], weight: Array) -> float:
+    def _pick_prior(self, sides: Array, rows: list[Array], fold: Array, weight: Array) -> float:
         """The largest of PRIORS whose held-out loss is least; 1 where there is one prompt only."""
-        fold = prompt_folds(pairs.group, self.folds, self.random_state)
-        rows = list(people.values())
-        if len(rows) > MOST_PEOPLE:
-            drawn = np.random.default_rng(self.random_state).choice(len(rows), MOST_PEOPLE, replace=False)
-            rows = [rows[i] for i in np.sort(drawn)]
-        sides = self._sides(pairs)
+        rng = np.random.default_rng(self.random_state)
         loss = np.zeros(len(PRIORS))
         for part in range(int(fold.max()) + 1):
             seen, unseen = ([sides[own[(fold[own] == part) == held]] for own in rows] for held in (False, True))
+            few = [own[rng.permutation(len(own))[:FEW]] for own in seen]
             rest = fold != part
             mean = ridge_taste(sides[rest], np.zeros(len(self.mean_)), self.strength_, weight[rest])
             for j, prior in enumerate(PRIORS):
-                for number, taste, _ in posteriors(seen, [_isotropic(mean, prior)] * len(rows)):
+                new = [Taste(mean, packed(each), 0) for each in inverse(spread(seen, mean, prior)[1])]
+                for number, taste, _ in posteriors(few, new):
                     if len(unseen[number]):
                         loss[j] += np.logaddexp(0, -(unseen[number] @ taste)).mean()
         return 1.0 if fold.max() == 0 else PRIORS[len(PRIORS) - 1 - int(loss[::-1].argmin())]
@@ -127,7 +139,7 @@ class TasteHead(Head, kind="tastes"):
         """
         self._check_fitted()
         people, sides, known = rows_of(pairs), self._sides(pairs), known or {}
-        stranger = _isotropic(self.mean_, self.prior_)
+        stranger = Taste(self.mean_, packed(self.precision_), 0)
         names = list(people)
         before = [known.get(name, stranger) for name in names]
         found: dict[str, Taste] = {}
@@ -171,36 +183,65 @@ def rows_of(pairs: LatentPairs) -> dict[str, Array]:
     return dict(zip(names.tolist(), parts, strict=True))
 
 
-def _isotropic(mean: Array, precision: float) -> Taste:
-    return Taste(mean, packed(precision * np.eye(len(mean))), 0)
+def spread(sides: Sequence[Array], mean: Array, prior: float) -> tuple[Array, Array]:
+    """How people's tastes lie about the mean [k]: the covariance [k, k], by EM from PSEUDO more people than there are,
+
+        S = (PSEUDO I / prior + sum_u [C_u + (w_u - m)(w_u - m)']) / (PSEUDO + people),
+
+    w_u and C_u a person's posterior mode and covariance under the S before; the first is I / prior. And the same
+    without each person's own part [people, k, k], under which a person is as new.
+    """
+    k, people = len(mean), len(sides)
+    start = np.eye(k) / prior
+    whole, others = start, np.repeat(start[None], people, axis=0)
+    modes, part = np.repeat(mean[None], people, axis=0), np.empty((people, k, k))
+    for _ in range(ROUNDS):
+        before = Taste(mean, packed(inverse(whole)), 0)
+        for number, taste, precision in posteriors(sides, [before] * people, modes):
+            modes[number], part[number] = taste, inverse(precision) + np.outer(taste - mean, taste - mean)
+        total = PSEUDO * start + part.sum(axis=0)
+        whole, others = total / (PSEUDO + people), (total - part) / (PSEUDO + people - 1)
+    return whole, others
 
 
-def posteriors(sides: list[Array], priors: Sequence[Taste]) -> Iterator[tuple[int, Array, Array]]:
+def inverse(matrix: Array) -> Array:
+    """Of symmetric matrices [..., k, k], symmetric to the last bit."""
+    found: Array = np.linalg.inv(matrix)
+    return (found + found.swapaxes(-1, -2)) / 2
+
+
+def posteriors(
+    sides: Sequence[Array], priors: Sequence[Taste], start: Array | None = None
+) -> Iterator[tuple[int, Array, Array]]:
     """Laplace's approximation of each person's taste, many people at once.
 
-    `sides` are each person's differences c(chosen) - c(rejected) [n_u, k]. Yields a person's number, the mode [k] of
-    their posterior and its precision [k, k] there, not in the people's order.
+    `sides` are each person's differences c(chosen) - c(rejected) [n_u, k], `start` [people, k] is where the search
+    begins, the prior's mean if None. Yields a person's number, the mode [k] of their posterior and its precision [k, k]
+    there, not in the people's order. They are the same bit for bit whoever is beside them: sums over more rows of zeros
+    round otherwise, so everybody is filled up by their own number alone, to the next power of two.
     """
-    sizes = np.array([len(each) for each in sides])
-    order = np.argsort(sizes, kind="stable")  # people with as many pairs share a batch with little padding
-    k, start = sides[0].shape[1], 0
-    while start < len(order):
-        longest = sizes[order[start:]]
-        fits = np.arange(1, len(longest) + 1) * (longest + 2 * k) * k * 8 <= MEMORY
-        rows = order[start : start + max(1, int(fits.sum()))]
-        start += len(rows)
-        block = np.zeros((len(rows), sizes[rows].max(), k))  # a row of zeros says nothing, whatever the taste
-        for at, row in enumerate(rows):
-            block[at, : sizes[row]] = sides[row]
-        mean = np.stack([priors[row].mean for row in rows]).astype(np.float64)
-        precision = np.stack([unpacked(priors[row].precision, k) for row in rows])
-        yield from zip(rows.tolist(), *newton(block, mean, precision), strict=True)
+    k = sides[0].shape[1]
+    sizes = np.array([1 << (len(each) - 1).bit_length() if len(each) else 1 for each in sides])
+    for size in np.unique(sizes):
+        alike = np.flatnonzero(sizes == size)
+        most = max(1, MEMORY // int((size + 2 * k) * k * 8))
+        for rows in np.split(alike, range(most, len(alike), most)):
+            block = np.zeros((len(rows), size, k))
+            for at, row in enumerate(rows):
+                block[at, : len(sides[row])] = sides[row]
+            mean = np.stack([priors[row].mean for row in rows]).astype(np.float64)
+            precision = np.stack([unpacked(priors[row].precision, k) for row in rows])
+            begin = None if start is None else start[rows]
+            yield from zip(rows.tolist(), *newton(block, mean, precision, start=begin), strict=True)
 
 
-def newton(block: Array, mean: Array, prior: Array, weight: Array | None = None) -> tuple[Array, Array]:
+def newton(
+    block: Array, mean: Array, prior: Array, weight: Array | None = None, start: Array | None = None
+) -> tuple[Array, Array]:
     """The taste [b, k] that minimises sum_i weight_i log(1 + exp(-block_i . w)) + (w - mean)' prior (w - mean) / 2, and
-    the second derivative [b, k, k] there; block is [b, n, k], mean [b, k], prior [b, k, k], weight [b, n] or all 1."""
-    w = mean
+    the second derivative [b, k, k] there; block is [b, n, k], mean [b, k], prior [b, k, k], weight [b, n] or all 1; the
+    search begins at start [b, k], or at the mean."""
+    w = mean if start is None else start
     weight = np.ones(block.shape[:2]) if weight is None else weight
 
     def objective(w: Array) -> Array:
