@@ -21,7 +21,7 @@ def name_of(job: dict[str, Any]) -> str:
     if job["method"] != "latent":
         return str(job["method"])
     parts = ["latent"]
-    parts += [f"{key} {job[key]}" for key in ("adapter", "latent", "flips", "domain") if key in job]
+    parts += [f"{key} {job[key]}" for key in ("adapter", "latent", "read", "flips", "domain") if key in job]
     return " / ".join([*parts, *(["full"] if job.get("full") else [])]).replace(" / adapter shift", "")
 
 
@@ -46,7 +46,7 @@ def figures_of(results: list[Result]) -> dict[str, Any]:
     methods = {name: _row(found) | _seconds(seconds[name]) for name, found in rows.items()}
     for result in results:
         if result["job"]["method"] == "latent" and name_of(result["job"]) in methods:
-            kept = {k: result[k] for k in ("norms", "pairs", "bytes", "seconds_each_of_three")}
+            kept = {k: result[k] for k in ("norms", "pairs", "bytes", "seconds_reading")}
             methods[name_of(result["job"])].setdefault("runs", []).append({"seed": result["job"]["seed"], **kept})
     again = {(s, None): _again(base, s) for s, domain, draw in base if draw == 1 and domain is None}
     found = {
@@ -126,9 +126,9 @@ def headline(details: dict[str, Any]) -> dict[str, Any]:
     for rival, delta in details["sentiment"]["compared"].items():
         found |= _ended(f"win_latent_minus_{rival.replace(' / ', '_').replace(' ', '_')}", delta)
     if "lora" in methods and "latent" in methods:
-        each = float(np.median([run["seconds_each_of_three"] for run in methods["latent"]["runs"]]))
+        reading = float(np.median([run["seconds_reading"] for run in methods["latent"]["runs"]]))
         found["time_share_of_lora"] = methods["latent"]["seconds"] / methods["lora"]["seconds"]
-        found["time_share_of_lora_each_of_three"] = each / methods["lora"]["seconds"]
+        found["time_share_of_lora_reading"] = reading / methods["lora"]["seconds"]
     for who, values in details["sentiment"]["reward"].items():
         found[f"reward_correlation_{who}"] = float(np.mean(values))
     return {name: float(f"{value:.5g}") for name, value in found.items()}

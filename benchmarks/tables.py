@@ -321,6 +321,7 @@ def personal_sentiment(record: dict[str, Any]) -> str:
         "ptuning": "DPO, P-tuning",
         "full": "DPO, all weights",
     }
+    names["latent / read encoder"] = "Latent DPO, all texts read by the encoder"
     names |= {f"latent / latent {size}": f"Latent DPO, z of {size}" for size in (8, 64, 128)}
     names |= {f"latent / flips {share}": f"Latent DPO, {share:.0%} of feedback turned round" for share in (0.2, 0.4)}
     names["latent / domain demo"] = "Latent DPO, prompts of another domain"

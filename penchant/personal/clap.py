@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
+from penchant.decoding import Steering
 from penchant.errors import InputError
 from penchant.personal.adapter import LatentPositions, LatentShift, last_states
 from penchant.personal.clap_losses import contrastive, contrastive_accuracy, dg_kld, kld
@@ -82,6 +83,12 @@ class Clap(nn.Module):
     def latent(self) -> int:
         return self.posterior.latent
 
+    @property
+    def llm(self) -> transformers.PreTrainedModel:
+        """The LLM itself, which is not among this module's own weights."""
+        found: transformers.PreTrainedModel = self._llm[0]
+        return found
+
     def read(self, items: Sequence[Tokens]) -> Gaussian:
         """q(z | x, y) of b sequences."""
         prompts, responses = (
@@ -97,14 +104,18 @@ class Clap(nn.Module):
         `skip` adds s - stopgrad(s), s = LayerNorm(MLP(z)), to the last hidden states: nothing at all for the value,
         and for the gradient a way from the vocabulary to z that does not pass the LLM.
         """
-        # A backbone that ran packed leaves its own attention switched on.
-        self.backbone.config._attn_implementation = self.backbone.plain_attention
-        steering = self.adapter(z) if z is not None else None
-        states, targets, owner = last_states(self._llm[0], steering, items)
         shift = None
         if skip and z is not None:
             s = self.skip(z)
             shift = s - s.detach()
+        return self.steered(items, self.adapter(z) if z is not None else None, shift)
+
+    def steered(self, items: Sequence[Tokens], steering: Steering | None, shift: Tensor | None = None) -> Tensor:
+        """log p(y | x) [b], summed over tokens, of the LLM under a steering of b rows; `shift` [b, n] is added to its
+        last hidden states."""
+        # A backbone that ran packed leaves its own attention switched on.
+        self.backbone.config._attn_implementation = self.backbone.plain_attention
+        states, targets, owner = last_states(self.llm, steering, items)
         each = self.vocabulary.log_probs(states, targets, shift, owner)
         return each.new_zeros(len(items)).index_add(0, owner, each)
 

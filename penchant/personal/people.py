@@ -21,14 +21,14 @@ from penchant.personal.encoder import Gaussian, log_normal
 from penchant.personal.fitting import LatentDPOSettings, fit_people
 from penchant.personal.full_encoder import FullEncoderSettings, encoder_of, fit_encoder, read_prompts
 from penchant.personal.known import LATENT, Known
-from penchant.personal.reading import Judged, read_pairs
+from penchant.personal.reading import Judged, load_z, read_pairs
 from penchant.personal.rewards import fit_tastes, in_taste, load_rewards, name_of, save_rewards
 from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
 from penchant.policy.people import people_of
 from penchant.reward_model import RewardModel
 
-PEOPLE, POPULATION, REWARDS = "users.db", "population.safetensors", "rewards"
+PEOPLE, POPULATION, REWARDS, KEPT = "users.db", "population.safetensors", "rewards", "z.safetensors"
 Settings = LatentDPOSettings | FullEncoderSettings
 
 
@@ -36,8 +36,9 @@ class People:
     """What is known of them takes about 2.2 KB a person and version in the compact form, 28 MB in the full form of
     SmolLM2-135M; `users.known(user_id).size` says how much it is.
 
-    Attributes: `clap`; `folder`; `population` [latent], what people start from; `rewards`, the population's reward
-    model, None where it was never fitted; `users`, the database in the folder.
+    Attributes: `clap`; `folder`; `population` [latent], what people start from; `kept`, z of the texts that CLaP was
+    pretrained on, by key; `rewards`, the population's reward model, None where it was never fitted; `users`, the
+    database in the folder.
     """
 
     def __init__(self, clap: Clap, folder: Path, digest: str) -> None:
@@ -45,6 +46,7 @@ class People:
         self.population = torch.zeros(clap.latent)
         if (folder / POPULATION).is_file():
             self.population = load_file(folder / POPULATION)[LATENT]
+        self.kept = load_z(folder / KEPT)
         self.rewards = load_rewards(folder / REWARDS, clap.backbone)
         self.users = Users(folder / PEOPLE, digest)
 
@@ -156,7 +158,8 @@ class People:
                 )
         whole = [person.encoder is not None or (full and person.weights is None) for person in known]
         items = token_pairs(self.clap.backbone, pairs)
-        judged = read_pairs(self.clap, items, show_progress)
+        # Encoders a person learn from how wide posteriors are, which a kept z does not say.
+        judged = read_pairs(self.clap, items, show_progress, None if any(whole) else self.kept)
         start = torch.stack([self.population if person.weights is None else person.weights for person in known])
         compact = (~torch.tensor(whole)[owner]).nonzero()[:, 0]
         small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
@@ -220,7 +223,7 @@ class People:
         somebody unknown.
         """
         items = token_pairs(self.clap.backbone, pairs)
-        judged = read_pairs(self.clap, items)
+        judged = read_pairs(self.clap, items, kept=self.kept)
         whose = [user_id] * len(items) if user_id is None or isinstance(user_id, str) else user_id
         rows_of: dict[str | None, list[int]] = {}
         for row, name in enumerate(whose):
@@ -262,7 +265,7 @@ class People:
         return Gaussian(mean, torch.zeros_like(mean))
 
     def _read(self, pairs: Dataset, show_progress: bool = False) -> Judged:
-        return read_pairs(self.clap, token_pairs(self.clap.backbone, pairs), show_progress)
+        return read_pairs(self.clap, token_pairs(self.clap.backbone, pairs), show_progress, self.kept)
 
 
 def _check_some(pairs: Dataset) -> None:

@@ -5,9 +5,8 @@ is, is taken as
 
     cost(z) = -k (v . z) + h |z|^2,
 
-v being what z tells of an answer's likelihood among the LLM's own, found by regression, and k and h two numbers fitted
-to answers that are written under z of all directions and lengths. A person's z is then held where cost(z) <= MOST, at
-no pass of the LLM.
+v being the first order of it, known from the LLM's own answers, and k and h two numbers fitted to answers that are
+written under z of all directions and lengths. A person's z is then held where cost(z) <= MOST, at no pass of the LLM.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ from penchant.personal.reading import in_batches
 
 MOST = math.log(1.1)
 """Perplexity of answers may grow by a tenth."""
-FARTHEST = 10.0
+FARTHEST = 5.0
 """Longest z that is tried, and allowed."""
 PROMPTS, DRAWS, LONGEST = 48, 4, 32
 """Prompts whose answers are looked at, answers written to each, and most tokens of one."""
-RIDGE = 10.0
 
 
 class Reach:
@@ -83,12 +81,21 @@ def fitted(features: Tensor, values: Tensor) -> list[float]:
 
 
 def likelier(clap: Clap, groups: Sequence[Group]) -> Tensor:
-    """v [latent]: by how many nats a token a response is likelier than others to its prompt, for a unit of z."""
-    z = [(q := clap.read(group).mean) - q.mean(0) for group in groups]
-    said = [(each := per_token(clap, group)) - each.mean() for group in groups]
-    x, y = torch.cat(z).double().cpu(), torch.cat(said).double().cpu()
-    toward: Tensor = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y).float()
-    return toward
+    """v [latent]: by how many nats a token answers become likelier under the LLM as it is, for a unit of z, to first
+    order, known from the LLM's own:
+
+        v = d/dz E_{y ~ p_z}[l(y)] = E[l(y) g(y)],    l = log p(y | x) / tokens,    g = d log p_z(y | x) / dz at z = 0.
+    """
+    total = torch.zeros(clap.latent, dtype=torch.float64)
+    for group in groups:
+        z = torch.zeros(len(group), clap.latent, device=clap.backbone.device, requires_grad=True)
+        with torch.enable_grad():
+            said = clap.log_probs(group, z)
+            (g,) = torch.autograd.grad(said.sum(), z)
+        each = said.detach() / torch.tensor([len(item.response) for item in group], device=said.device)
+        total += ((each - each.mean())[:, None] * g).sum(0).double().cpu()
+    found: Tensor = (total / sum(map(len, groups))).float()
+    return found
 
 
 def per_token(clap: Clap, items: Sequence[Tokens]) -> Tensor:

@@ -1,15 +1,22 @@
-"""What the encoder makes of pairs, once, for whoever is fitted on them; no layer of the LLM is run."""
+"""What is known of z of pairs' texts, once, for whoever is fitted on them; no layer of the LLM is run.
+
+Texts that CLaP was pretrained on have the very z that their latents gave them, which is kept. People who judge the
+system's own answers are therefore fitted without reading anything; other texts are read by the encoder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from penchant.chat import Tokens
+from penchant.packing import stack_keys
 from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian
 
@@ -30,14 +37,39 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def read_pairs(clap: Clap, pairs: Sequence[tuple[Tokens, Tokens]], show_progress: bool = False) -> Judged:
-    """What the encoder makes of n pairs; each different text is read once, and no layer of the LLM is run."""
+def read_pairs(
+    clap: Clap,
+    pairs: Sequence[tuple[Tokens, Tokens]],
+    show_progress: bool = False,
+    kept: Mapping[bytes, Tensor] | None = None,
+) -> Judged:
+    """z of n pairs: as `kept` by a text's key, with a deviation of 1, or what the encoder makes of it; each different
+    text is read once, and no layer of the LLM is run."""
+    kept = kept or {}
     texts = {item.key: item for pair in pairs for item in pair}
-    items = sorted(texts.values(), key=len)  # what is read at once is about as long, so little of it is padding
-    parts = in_batches(clap.read, items, "read" if show_progress else None)
-    read = Gaussian(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
-    row = {item.key: number for number, item in enumerate(items)}
+    known, unread = ([item for item in texts.values() if (item.key in kept) == here] for here in (True, False))
+    means, deviations = [kept[item.key][None] for item in known], [torch.zeros(1, clap.latent) for _ in known]
+    unread.sort(key=len)  # what is read at once is about as long, so little of it is padding
+    for mean, log_deviation in in_batches(clap.read, unread, "read" if show_progress else None):
+        means.append(mean.cpu())
+        deviations.append(log_deviation.cpu())
+    read = Gaussian(torch.cat(means), torch.cat(deviations))
+    row = {item.key: number for number, item in enumerate([*known, *unread])}
     return Judged(*(Gaussian(*(part[[row[pair[side].key] for pair in pairs]] for part in read)) for side in (0, 1)))
+
+
+def save_z(path: Path, items: Iterable[Tokens], z: Tensor) -> None:
+    """Keep z [n, latent] of n texts, for `load_z`."""
+    keys = torch.from_numpy(stack_keys(item.key for item in items).copy())
+    save_file({"keys": keys, "z": z.contiguous()}, path)
+
+
+def load_z(path: Path) -> dict[bytes, Tensor]:
+    """z [latent] by a text's key; empty where nothing was kept."""
+    if not path.is_file():
+        return {}
+    found = load_file(path)
+    return {key.tobytes(): z for key, z in zip(found["keys"].numpy(), found["z"], strict=True)}
 
 
 def in_batches(read: Callable[[Sequence[T]], Any], items: Sequence[T], label: str | None = None) -> list[Any]:

@@ -1,14 +1,21 @@
-"""Where z starts (ours): the LLM's own latents of responses, told apart within a prompt, by their principal directions.
+"""Where z starts (ours): what it stands for, and what it does, both from the LLM as it is.
 
 The paper's encoder starts at N(0, I) whatever it reads, and its adapter says nothing, so each waits for the other. Here
-both know what z stands for before CLaP trains them. h_l is the mean state of a response behind layer l, less its mean
-over the responses to the same prompt. z are the leading principal coordinates, each of variance 1, behind the middle
-layer, and what a unit of z is behind any other is found by regression:
+both know z before CLaP trains them. h is the mean state of a response behind the middle layer, less its mean over the
+responses to the same prompt; z are its leading principal coordinates, each of variance 1. The encoder learns to tell
+them from the text alone, which takes no pass of the LLM.
 
-    h_l(x, y) = z B_l + rest,    B_l = E[z' h_l],    A_l = B_l / number of layers.
+What z does is a shift s of the states behind two later layers, and for a small one
 
-Added to the states of three layers, z A_l moves answers towards responses of that z with no training at all (activation
-steering), and the encoder learns to tell z from its text alone, which takes no pass of the LLM.
+    log p_s(y | x) = log p(y | x) + s . g(x, y) + ...,    g = d log p_s(y | x) / ds at s = 0,
+
+so that it moves the answers' mean z by s C and costs s F s' / 2 nats an answer, with C = E[g' z] and F = E[g' g]. The
+shift that brings most of z's j-th coordinate for its nats is the natural gradient:
+
+    A = C' (F + RIDGE mean(diag F) I)^-1  [latent, n of the layers],
+
+scaled so that a unit of a coordinate costs half a nat an answer in the mean. (Adding what a response of that z differs
+by itself, the usual steering, wastes most of its nats on what has nothing to do with z: docs/LOG.md.)
 """
 
 from __future__ import annotations
@@ -20,7 +27,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from penchant.backbone import decoder_layers
 from penchant.chat import Tokens
+from penchant.decoding import Steering
 from penchant.encode import encode
 from penchant.errors import InputError
 from penchant.packing import stack_keys
@@ -28,39 +37,50 @@ from penchant.personal.clap import Clap
 from penchant.personal.groups import Group
 from penchant.store_views import open_store
 
+RIDGE = 3.0
+"""Of F, in its mean diagonal entries: F is known from some thousand responses at most."""
+
 
 class Start(NamedTuple):
-    """What z stands for."""
+    """What z stands for, and does."""
 
     axes: dict[int, Tensor]
-    """A_l [latent, n] by layer, from 1."""
+    """A [latent, n] by layer, from 1."""
     targets: list[Tensor]
     """z of each group's responses [N, latent]."""
 
 
-def start_layers(depth: int) -> tuple[int, int, int]:
-    """The layers that z is added behind: the middle one, and as far below it as above."""
-    middle, away = max(1, round(8 * depth / 15)), depth * 2 // 15
-    return max(1, middle - away), middle, min(depth, middle + away)
+def read_layer(depth: int) -> int:
+    """The layer behind which z is read: the middle one."""
+    return max(1, round(8 * depth / 15))
+
+
+def moved_layers(depth: int) -> tuple[int, ...]:
+    """The layers behind which z moves states: late enough that little stands between them and the vocabulary."""
+    return tuple(sorted({max(1, round(2 * depth / 3)), max(1, round(4 * depth / 5))}))
 
 
 def principal_start(clap: Clap, groups: Sequence[Group], cache: str | Path | None = None) -> Start:
-    """z of the groups' responses; the LLM reads each text once, no further than the last of `start_layers`.
+    """z of the groups' responses, and its axes. The LLM reads each text up to `read_layer`, cached as everywhere, and
+    once more for g.
 
-    Latents are cached as everywhere. Raises InputError where the responses span fewer directions than z has.
+    Raises InputError where the responses span fewer directions than z has.
     """
+    targets = principal_z(clap, groups, cache)
+    return Start(natural_axes(clap, groups, targets), targets)
+
+
+def principal_z(clap: Clap, groups: Sequence[Group], cache: str | Path | None) -> list[Tensor]:
+    """z [N, latent] of each group's responses."""
     backbone, latent = clap.backbone, clap.latent
-    layers = sorted(set(start_layers(backbone.depth)))
-    recipe = backbone.recipe(tuple(f"{layer}:mean" for layer in layers))
+    recipe = backbone.recipe((f"{read_layer(backbone.depth)}:mean",))
     store = open_store(cache, recipe)
     items: list[Tokens] = [item for group in groups for item in group]
     encode(backbone, recipe, items, store)
     found = torch.from_numpy(store.read(stack_keys(item.key for item in items)))
     sizes = [len(group) for group in groups]
     apart = torch.cat([rows - rows.mean(0) for rows in found.split(sizes)]).double()
-    states = dict(zip(layers, apart.chunk(len(layers), 1), strict=True))
-    middle = states[start_layers(backbone.depth)[1]]
-    _, widths, directions = torch.linalg.svd(middle, full_matrices=False)
+    _, widths, directions = torch.linalg.svd(apart, full_matrices=False)
     if len(widths) < latent or widths[latent - 1] <= 1e-6 * widths[0]:
         raise InputError(
             f"the responses differ in fewer than {latent} directions, the size of z; give more prompts and "
@@ -68,6 +88,34 @@ def principal_start(clap: Clap, groups: Sequence[Group], cache: str | Path | Non
         )
     first = directions[:latent]
     signs = torch.sign(first.gather(1, first.abs().argmax(1, keepdim=True)))  # of the largest entry, so it is never 0
-    z = middle @ (first * signs).T / (widths[:latent] / len(middle) ** 0.5)
-    axes = {layer: (z.T @ rows / len(z) / len(layers)).float() for layer, rows in states.items()}
-    return Start(axes, list(z.float().split(sizes)))
+    z = apart @ (first * signs).T / (widths[:latent] / len(apart) ** 0.5)
+    return list(z.float().split(sizes))
+
+
+def natural_axes(clap: Clap, groups: Sequence[Group], targets: Sequence[Tensor]) -> dict[int, Tensor]:
+    """A [latent, n] by layer."""
+    layers = moved_layers(clap.backbone.depth)
+    width = len(layers) * clap.backbone.width
+    cross = torch.zeros(clap.latent, width, dtype=torch.float64)
+    fisher = torch.zeros(width, width, dtype=torch.float64)
+    for group, z in zip(groups, targets, strict=True):
+        g = shift_scores(clap, group, layers).double().cpu()
+        cross += z.double().T @ g
+        fisher += g.T @ g
+    count = sum(map(len, groups))
+    cross, fisher = cross / count, fisher / count
+    ridge = RIDGE * fisher.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    axes = torch.linalg.solve(fisher + ridge, cross.T).T
+    cost = ((axes @ fisher) * axes).sum(1)  # twice the nats of each coordinate's unit
+    axes = (axes / cost.mean().sqrt()).float()
+    return dict(zip(layers, axes.chunk(len(layers), 1), strict=True))
+
+
+def shift_scores(clap: Clap, group: Group, layers: Sequence[int]) -> Tensor:
+    """g [N, n of the layers] of a group's responses, less its mean over them."""
+    modules = decoder_layers(clap.llm)
+    shifts = torch.zeros(len(layers), len(group), clap.backbone.width, device=clap.backbone.device, requires_grad=True)
+    steering = Steering(layers=[modules[layer - 1] for layer in layers], shifts=shifts)
+    (found,) = torch.autograd.grad(clap.steered(group, steering).sum(), shifts)
+    g = found.transpose(0, 1).flatten(1)
+    return g - g.mean(0)

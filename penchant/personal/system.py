@@ -24,8 +24,9 @@ from penchant.personal.clap_figures import evaluate_clap, plain_log_probs
 from penchant.personal.clap_training import ClapSettings, train_clap
 from penchant.personal.encoder import LATENT
 from penchant.personal.groups import Group, check_responses, groups_of
-from penchant.personal.people import People
+from penchant.personal.people import KEPT, People
 from penchant.personal.reach import Reach
+from penchant.personal.reading import save_z
 from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
 
@@ -138,6 +139,8 @@ class PersonalLLM(People):
         }
         if settings.unfreeze:
             facts |= save_llm(llm, backbone, target)
+        if start is not None and not settings.epochs:  # else z has moved
+            save_z(target / KEPT, [item for group in train for item in group], torch.cat(start.targets))
         save_file(weights, target / WEIGHTS)
         (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return cls(clap, generator, facts, target)

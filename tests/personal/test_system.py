@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from penchant.chat import Tokens
 from penchant.errors import InputError, RecipeMismatch
 from penchant.generation import Generator
 from penchant.personal.adapter import LatentPositions
+from penchant.personal.clap import Clap
 from penchant.personal.clap_training import ClapSettings
+from penchant.personal.encoder import Gaussian
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.system import PersonalLLM
+from penchant.policy.batches import token_pairs
 from tests.tiny_llm import save_tiny_llm
 
 PROMPTS = [f"Say something about {thing}" for thing in ("a tree", "a dog", "rain", "tea", "a song", "snow")]
@@ -102,6 +107,38 @@ def test_pretraining_again_goes_on_from_what_is_there(work: Path) -> None:
     assert {"beginning.safetensors", "training.safetensors", "clap.safetensors"} <= set(whole)
     other = pretrain(work, "other")
     assert other.facts["figures"] == PersonalLLM.load(work / "system").facts["figures"]  # the same from the start
+
+
+def test_z_of_what_was_pretrained_on_is_kept_and_not_read_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ClapSettings(begin_epochs=2, prompts=2)
+    answers = [["aaaa aa", "zz z zzz", f"bbb {row}"] for row in range(len(PROMPTS))]
+    pretrain(work, "kept", responses=answers, settings=settings)
+    system = PersonalLLM.load(work / "kept")
+    z = torch.stack(list(system.kept.values()))
+    assert torch.allclose(z.mean(0), torch.zeros(8), atol=1e-4)  # the latents' own principal coordinates
+    assert torch.allclose(z.T @ z / len(z), torch.eye(8), atol=1e-3)
+    texts = token_pairs(system.clap.backbone, judged({"ann": True}))
+    seen = [row for row, pair in enumerate(texts) if all(item.key in system.kept for item in pair)]
+    assert 0 < len(seen) < len(PROMPTS)  # those held out were not pretrained on
+    apart = torch.stack([system.kept[texts[row][0].key] - system.kept[texts[row][1].key] for row in seen])
+    read: list[int] = []
+    own = Clap.read
+
+    def counted(clap: Clap, items: Sequence[Tokens]) -> Gaussian:
+        read.append(len(items))
+        return own(clap, items)
+
+    monkeypatch.setattr(Clap, "read", counted)
+    system.fit_users(judged({"ann": True}).select(seen), LatentDPOSettings(pull=100.0))
+    assert read == []
+    toward = system.users.known("ann").vectors["latent"].astype("float32")
+    assert torch.nn.functional.cosine_similarity(torch.from_numpy(toward), apart.mean(0), 0) > 0.999
+    system.fit_users(judged({"bob": True}))
+    assert sum(read) == 2 * (len(PROMPTS) - len(seen))  # the rest, once
+    read.clear()
+    system.fit_users(judged({"eve": True}).select(seen), full=True)
+    assert sum(read) == 2 * len(seen)  # an encoder a person needs how wide posteriors are
+    assert PersonalLLM.load(work / "system").kept == {}  # CLaP's own epochs moved z
 
 
 def test_the_papers_way_keeps_no_latents_and_comes_back_as_it_was(work: Path) -> None:
