@@ -158,6 +158,7 @@ def fit(
     population: bool | None = None,
     full: bool = False,
     rewards: bool = True,
+    read: Literal["auto", "llm", "encoder"] = "auto",
     steps: int | None = None,
     learning_rate: float | None = None,
     beta: float | None = None,
@@ -185,6 +186,9 @@ def fit(
         population: fit what all share first; by default where the system has none yet and there are two people or more.
         full: fit an encoder of their own for each person, as the authors do, instead of a mean z alone.
         rewards: what all share has tastes, too, which score responses; they take a pass of the LLM over the pairs.
+        read: how z of texts is known: by the LLM's latents up to its middle layer, once and cached, or by the encoder,
+            which runs no layer of the LLM and knows less; auto is the first where z is still what latents say. Texts
+            that the system was pretrained on are not read at all.
         steps: of the encoder's Adam, each on up to 64 pairs; 200 by default. With --full alone.
         learning_rate: of the encoder's Adam; 1e-4 by default. With --full alone.
         beta: of the loss; 0.1 by default.
@@ -225,6 +229,7 @@ def fit(
         settings,
         population=population,
         rewards=rewards,
+        read=read,
         examples=examples,
         max_new_tokens=max_new_tokens,
         cache=cache,

@@ -20,7 +20,7 @@ from penchant.pairs import describe
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.full_encoder import FullEncoderSettings
 from penchant.personal.judging import ANSWERED, compare_answers, judge, margins
-from penchant.personal.people import POPULATION, Settings
+from penchant.personal.people import POPULATION, Read, Settings
 from penchant.personal.people_map import people_map
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
@@ -52,6 +52,7 @@ def fit_run(
     *,
     population: bool | None = None,
     rewards: bool = True,
+    read: Read = "auto",
     examples: int = 8,
     max_new_tokens: int = 64,
     cache: str | Path | None = None,
@@ -66,6 +67,7 @@ def fit_run(
         settings: of the compact form or of the full one, which they choose for who is new.
         population: fit what all share first; None does so where the system lacks it and the pairs are not one person's.
         rewards: tastes belong to what all share.
+        read: how z of pairs is read, as in `People.fit_users`.
         cache: folder of the latents' cache.
         seed: of the intervals, the prompts shown and the answers.
         examples: held-out prompts that a few people's answers are compared on; 0 for none.
@@ -73,7 +75,7 @@ def fit_run(
     Raises InputError where nobody in `test` is known.
     """
     cost: dict[str, Any] = {}
-    fitted = _fitted(system, train, folder, settings, population, rewards, cache, cost, show_progress)
+    fitted = _fitted(system, train, folder, settings, population, rewards, read, cache, cost, show_progress)
     known = set(system.users.get_many(list(rows_by_person(test))))
     rows = [row for row, who in enumerate(test["user_id"]) if who in known]
     if not rows:
@@ -82,7 +84,7 @@ def fit_run(
         )
     judged, strangers = test.select(rows), len(rows_by_person(test)) - len(known)
     with _timed(cost, "judge_seconds"):
-        found = margins(system, judged, cache=cache, show_progress=show_progress)
+        found = margins(system, judged, read=read, cache=cache, show_progress=show_progress)
         metrics = judge(judged, found, seed)
     pairs_of = {name: len(own) for name, own in rows_by_person(train).items()}
     for one in metrics["people"]:
@@ -131,13 +133,14 @@ def _fitted(
     settings: Settings,
     population: bool | None,
     rewards: bool,
+    read: Read,
     cache: str | Path | None,
     cost: dict[str, Any],
     show_progress: bool,
 ) -> Fitted:
     """Fit what is asked for, or take over what a run that was killed afterwards did."""
     names = list(rows_by_person(train))
-    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings)}
+    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings), "read": read}
     marker = folder / FITTED
     if marker.is_file():
         kept = json.loads(marker.read_text(encoding="utf-8"))
@@ -152,11 +155,11 @@ def _fitted(
     if population:
         small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
         with _timed(cost, "population_seconds"):
-            system.fit_population(train, small, rewards=rewards, cache=cache, show_progress=show_progress)
+            system.fit_population(train, small, rewards=rewards, read=read, cache=cache, show_progress=show_progress)
     before = list(system.users.get_many(names))
     full = isinstance(settings, FullEncoderSettings)
     with _timed(cost, "fit_seconds"):
-        versions = system.fit_users(train, settings, full=full, cache=cache, show_progress=show_progress)
+        versions = system.fit_users(train, settings, full=full, read=read, cache=cache, show_progress=show_progress)
     cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
     outdated = len(system.users) - len(names) if population and rewards and had_rewards else 0
     fitted = Fitted(versions, before, outdated)

@@ -22,6 +22,7 @@ from penchant.evaluate.baselines import longer_text
 from penchant.heads import Head
 from penchant.latents import Array, LatentPairs
 from penchant.pairs import prompt_groups, to_text
+from penchant.personal.people import Read
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
 from penchant.store_views import open_store
@@ -31,7 +32,12 @@ ANSWERED = 6
 
 
 def margins(
-    system: PersonalLLM, pairs: Dataset, *, cache: str | Path | None = None, show_progress: bool = False
+    system: PersonalLLM,
+    pairs: Dataset,
+    *,
+    read: Read = "auto",
+    cache: str | Path | None = None,
+    show_progress: bool = False,
 ) -> dict[str, Array]:
     """How far each pair's chosen response is ahead, by what is known of who judged and by what all share: float32 [n].
 
@@ -39,8 +45,8 @@ def margins(
     tastes. Texts whose latents are in `cache` are not run. InputError for somebody unknown, or without a taste.
     """
     found = {
-        "latent_own": system.latent_margins(pairs, pairs["user_id"][:]),
-        "latent_pooled": system.latent_margins(pairs),
+        "latent_own": system.latent_margins(pairs, pairs["user_id"][:], read=read, cache=cache),
+        "latent_pooled": system.latent_margins(pairs, read=read, cache=cache),
     }
     if system.rewards is None:
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from penchant.personal.encoder import Gaussian, log_normal
 from penchant.personal.fitting import LatentDPOSettings, fit_people
 from penchant.personal.full_encoder import FullEncoderSettings, encoder_of, fit_encoder, read_prompts
 from penchant.personal.known import LATENT, Known
-from penchant.personal.reading import Judged, load_z, read_pairs
+from penchant.personal.reading import Judged, load_z, read_by_llm, read_pairs
 from penchant.personal.rewards import fit_tastes, in_taste, load_rewards, name_of, save_rewards
 from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
@@ -30,6 +31,8 @@ from penchant.reward_model import RewardModel
 
 PEOPLE, POPULATION, REWARDS, KEPT = "users.db", "population.safetensors", "rewards", "z.safetensors"
 Settings = LatentDPOSettings | FullEncoderSettings
+Read = Literal["auto", "llm", "encoder"]
+"""How z of texts is read: see `People.fit_users`."""
 
 
 class People:
@@ -37,8 +40,8 @@ class People:
     SmolLM2-135M; `users.known(user_id).size` says how much it is.
 
     Attributes: `clap`; `folder`; `population` [latent], what people start from; `kept`, z of the texts that CLaP was
-    pretrained on, by key; `rewards`, the population's reward model, None where it was never fitted; `users`, the
-    database in the folder.
+    pretrained on, by key, and `projection`, what makes it of latents, where z is the start's; `rewards`, the
+    population's reward model, None where it was never fitted; `users`, the database in the folder.
     """
 
     def __init__(self, clap: Clap, folder: Path, digest: str) -> None:
@@ -46,7 +49,7 @@ class People:
         self.population = torch.zeros(clap.latent)
         if (folder / POPULATION).is_file():
             self.population = load_file(folder / POPULATION)[LATENT]
-        self.kept = load_z(folder / KEPT)
+        self.kept, self.projection = load_z(folder / KEPT)
         self.rewards = load_rewards(folder / REWARDS, clap.backbone)
         self.users = Users(folder / PEOPLE, digest)
 
@@ -56,6 +59,7 @@ class People:
         settings: LatentDPOSettings | None = None,
         *,
         rewards: bool = True,
+        read: Read = "auto",
         cache: str | Path | None = None,
         show_progress: bool = False,
     ) -> None:
@@ -79,7 +83,7 @@ class People:
             raise InputError("rewards take the pairs of two people or more, by user_id; give them, or rewards=False.")
         everybody = torch.zeros(len(pairs), dtype=torch.long)
         (population,) = fit_people(
-            self._read(pairs, show_progress),
+            self._read(token_pairs(self.clap.backbone, pairs), read, cache, show_progress),
             everybody,
             torch.zeros_like(self.population)[None],
             settings or LatentDPOSettings(),
@@ -100,6 +104,7 @@ class People:
         settings: Settings | None = None,
         *,
         full: bool = False,
+        read: Read = "auto",
         cache: str | Path | None = None,
         show_progress: bool = False,
     ) -> dict[str, int]:
@@ -107,12 +112,16 @@ class People:
         versions by person.
 
         Who is known goes on from what is known of them, in the form they have; who is new starts from the population.
-        z needs no layer of the LLM. Tastes, fitted where there are rewards, need latents, which are in `cache` or made.
+        z of pairs is read as `read` says. Tastes, fitted where there are rewards, need latents of their own.
 
         Args:
             settings: of the form that `full` asks for; who has the other form is fitted by its defaults.
             full: give who is new a whole encoder, the paper's form, which starts from N(0, I); trained one person after
                 the other.
+            read: "llm" takes z of texts from the LLM's latents up to its middle layer; "encoder" runs no layer of the
+                LLM; "auto" is the first where it can be. Texts that CLaP was pretrained on are not read, and who has an
+                encoder of their own learns from the encoder's z. InputError for "llm" where z is not the start's.
+            cache: folder of the latents' cache.
 
         Raises InputError for pairs of which it is not said who judged them, for a person in the compact form where
         `full` asks for the other, and where somebody else wrote one of the people meanwhile; nothing is kept then.
@@ -126,7 +135,8 @@ class People:
         rows, named = self.users.get_many(names), name_of(self.rewards)
         known = [Known.of(rows[name], named) if name in rows else Known() for name in names]
         seen = [rows[name].pairs if name in rows else 0 for name in names]
-        found = self._fit_z(pairs, names, torch.tensor(owner), known, torch.tensor(seen), settings, full, show_progress)
+        reading = (read, cache, show_progress)
+        found = self._fit_z(pairs, names, torch.tensor(owner), known, torch.tensor(seen), settings, full, reading)
         if self.rewards is not None:
             before = {name: person.taste for name, person in zip(names, known, strict=True) if person.taste}
             tastes = fit_tastes(self.rewards, pairs, before, cache, show_progress)
@@ -147,7 +157,7 @@ class People:
         seen: Tensor,
         settings: Settings | None,
         full: bool,
-        show_progress: bool,
+        reading: tuple[Read, str | Path | None, bool],
     ) -> list[Known]:
         """Everybody's p(z | x) after the pairs, pair i judged by person owner[i]; `seen` pairs went into `known`."""
         for name, person in zip(names, known, strict=True):
@@ -158,8 +168,7 @@ class People:
                 )
         whole = [person.encoder is not None or (full and person.weights is None) for person in known]
         items = token_pairs(self.clap.backbone, pairs)
-        # Encoders a person learn from how wide posteriors are, which a kept z does not say.
-        judged = read_pairs(self.clap, items, show_progress, None if any(whole) else self.kept)
+        judged, show_progress = self._read(items, *reading, wide=any(whole)), reading[2]
         start = torch.stack([self.population if person.weights is None else person.weights for person in known])
         compact = (~torch.tensor(whole)[owner]).nonzero()[:, 0]
         small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
@@ -181,6 +190,7 @@ class People:
         settings: Settings | None = None,
         *,
         full: bool = False,
+        read: Read = "auto",
         cache: str | Path | None = None,
         show_progress: bool = False,
     ) -> int:
@@ -194,7 +204,7 @@ class People:
                 )
             pairs = pairs.remove_columns("user_id")
         pairs = pairs.add_column("user_id", [user_id] * len(pairs))
-        fitted = self.fit_users(pairs, settings, full=full, cache=cache, show_progress=show_progress)
+        fitted = self.fit_users(pairs, settings, full=full, read=read, cache=cache, show_progress=show_progress)
         return fitted[user_id]
 
     def forget(self, *user_ids: str) -> int:
@@ -214,16 +224,26 @@ class People:
         items = self.clap.backbone.chat.encode(prompts, ["a"] * len(prompts))
         return torch.stack([self._p_z(items, user_id).mean.mean(0) for user_id in user_ids])
 
-    def latent_margins(self, pairs: Dataset, user_id: str | Sequence[str | None] | None = None) -> NDArray[np.float32]:
-        """How a person's p(z | x) orders n pairs, or the population's, without a layer of the LLM: float32 [n],
+    def latent_margins(
+        self,
+        pairs: Dataset,
+        user_id: str | Sequence[str | None] | None = None,
+        *,
+        read: Read = "auto",
+        cache: str | Path | None = None,
+    ) -> NDArray[np.float32]:
+        """How a person's p(z | x) orders n pairs, or the population's: float32 [n],
 
             [log p(z | x) - log N(z)] at the mean z of q(z | x, chosen), less the same at that of q(z | x, rejected).
 
-        `user_id` is one for all pairs, or one for each. Swapping chosen and rejected flips the sign. InputError for
-        somebody unknown.
+        `user_id` is one for all pairs, or one for each; `read` and `cache` as in `fit_users`. Swapping chosen and
+        rejected flips the sign. InputError for somebody unknown.
         """
         items = token_pairs(self.clap.backbone, pairs)
-        judged = read_pairs(self.clap, items, kept=self.kept)
+        asked = [user_id] if user_id is None or isinstance(user_id, str) else user_id
+        people = self.users.get_many([name for name in dict.fromkeys(asked) if name is not None])
+        wide = any(Known.of(person, None).encoder is not None for person in people.values())
+        judged = self._read(items, read, cache, wide=wide)
         whose = [user_id] * len(items) if user_id is None or isinstance(user_id, str) else user_id
         rows_of: dict[str | None, list[int]] = {}
         for row, name in enumerate(whose):
@@ -264,8 +284,28 @@ class People:
         mean = known.weights.expand(len(prompts), -1)
         return Gaussian(mean, torch.zeros_like(mean))
 
-    def _read(self, pairs: Dataset, show_progress: bool = False) -> Judged:
-        return read_pairs(self.clap, token_pairs(self.clap.backbone, pairs), show_progress, self.kept)
+    def _read(
+        self,
+        items: Sequence[tuple[Tokens, Tokens]],
+        read: Read,
+        cache: str | Path | None,
+        show_progress: bool = False,
+        wide: bool = False,
+    ) -> Judged:
+        """z of pairs, by the encoder alone where it matters how wide posteriors are."""
+        if read == "llm" and self.projection is None:
+            raise InputError(
+                "read is 'llm', but CLaP's own epochs moved z away from the LLM's latents; give 'encoder', or 'auto'."
+            )
+        if wide:
+            return read_pairs(self.clap, items, show_progress)
+        if (
+            read == "encoder"
+            or self.projection is None
+            or all(item.key in self.kept for both in items for item in both)
+        ):
+            return read_pairs(self.clap, items, show_progress, self.kept)
+        return read_by_llm(self.clap, items, self.projection, cache, show_progress)
 
 
 def _check_some(pairs: Dataset) -> None:

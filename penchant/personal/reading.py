@@ -1,7 +1,8 @@
-"""What is known of z of pairs' texts, once, for whoever is fitted on them; no layer of the LLM is run.
+"""What is known of z of pairs' texts, once, for whoever is fitted on them, in one of three ways.
 
-Texts that CLaP was pretrained on have the very z that their latents gave them, which is kept. People who judge the
-system's own answers are therefore fitted without reading anything; other texts are read by the encoder.
+kept     texts that CLaP was pretrained on have the z that their latents gave them: nothing is read at all
+llm      z of others from their latents as well: the LLM reads them up to its middle layer, once, and caches them
+encoder  the paper's way: z as the encoder's two layers guess it, with no layer of the LLM; quicker, and knows less
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from penchant.chat import Tokens
 from penchant.packing import stack_keys
 from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian
+from penchant.personal.start import middle_states
 
 T = TypeVar("T")
 READ_AT_ONCE = 64
@@ -58,18 +60,40 @@ def read_pairs(
     return Judged(*(Gaussian(*(part[[row[pair[side].key] for pair in pairs]] for part in read)) for side in (0, 1)))
 
 
-def save_z(path: Path, items: Iterable[Tokens], z: Tensor) -> None:
-    """Keep z [n, latent] of n texts, for `load_z`."""
+def read_by_llm(
+    clap: Clap,
+    pairs: Sequence[tuple[Tokens, Tokens]],
+    projection: Tensor,
+    cache: str | Path | None,
+    show_progress: bool = False,
+) -> Judged:
+    """z of n pairs from their latents times the projection [n, latent], with a deviation of 1.
+
+    A prompt's own part, which z is without, is the same in both responses; so z is taken from the middle of the pair.
+    """
+    texts = {item.key: item for pair in pairs for item in pair}
+    total = sum(map(len, texts.values()))
+    with tqdm(total=total, unit="tok", unit_scale=True, desc="read", disable=not show_progress, leave=False) as bar:
+        found = middle_states(clap, list(texts.values()), cache, bar) @ projection.double()
+    row = {key: number for number, key in enumerate(texts)}
+    chosen, rejected = (found[[row[pair[side].key] for pair in pairs]] for side in (0, 1))
+    half = ((chosen - rejected) / 2).float()
+    return Judged(Gaussian(half, torch.zeros_like(half)), Gaussian(-half, torch.zeros_like(half)))
+
+
+def save_z(path: Path, items: Iterable[Tokens], z: Tensor, projection: Tensor) -> None:
+    """Keep z [r, latent] of r texts, and the projection that made it, for `load_z`."""
     keys = torch.from_numpy(stack_keys(item.key for item in items).copy())
-    save_file({"keys": keys, "z": z.contiguous()}, path)
+    save_file({"keys": keys, "z": z.contiguous(), "projection": projection.contiguous()}, path)
 
 
-def load_z(path: Path) -> dict[bytes, Tensor]:
-    """z [latent] by a text's key; empty where nothing was kept."""
+def load_z(path: Path) -> tuple[dict[bytes, Tensor], Tensor | None]:
+    """z [latent] by a text's key, and the projection; nothing of both where nothing was kept."""
     if not path.is_file():
-        return {}
+        return {}, None
     found = load_file(path)
-    return {key.tobytes(): z for key, z in zip(found["keys"].numpy(), found["z"], strict=True)}
+    z = {key.tobytes(): z for key, z in zip(found["keys"].numpy(), found["z"], strict=True)}
+    return z, found.get("projection")
 
 
 def in_batches(read: Callable[[Sequence[T]], Any], items: Sequence[T], label: str | None = None) -> list[Any]:

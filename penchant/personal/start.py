@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Start(NamedTuple):
     """A [latent, n] by layer, from 1."""
     targets: list[Tensor]
     """z of each group's responses [N, latent]."""
+    projection: Tensor
+    """[n, latent]: z is a response's h times it."""
 
 
 def read_layer(depth: int) -> int:
@@ -66,20 +68,15 @@ def principal_start(clap: Clap, groups: Sequence[Group], cache: str | Path | Non
 
     Raises InputError where the responses span fewer directions than z has.
     """
-    targets = principal_z(clap, groups, cache)
-    return Start(natural_axes(clap, groups, targets), targets)
+    targets, projection = principal_z(clap, groups, cache)
+    return Start(natural_axes(clap, groups, targets), targets, projection)
 
 
-def principal_z(clap: Clap, groups: Sequence[Group], cache: str | Path | None) -> list[Tensor]:
-    """z [N, latent] of each group's responses."""
-    backbone, latent = clap.backbone, clap.latent
-    recipe = backbone.recipe((f"{read_layer(backbone.depth)}:mean",))
-    store = open_store(cache, recipe)
-    items: list[Tokens] = [item for group in groups for item in group]
-    encode(backbone, recipe, items, store)
-    found = torch.from_numpy(store.read(stack_keys(item.key for item in items)))
-    sizes = [len(group) for group in groups]
-    apart = torch.cat([rows - rows.mean(0) for rows in found.split(sizes)]).double()
+def principal_z(clap: Clap, groups: Sequence[Group], cache: str | Path | None) -> tuple[list[Tensor], Tensor]:
+    """z [N, latent] of each group's responses, and the projection [n, latent] that makes it of h."""
+    latent, sizes = clap.latent, [len(group) for group in groups]
+    found = middle_states(clap, [item for group in groups for item in group], cache)
+    apart = torch.cat([rows - rows.mean(0) for rows in found.split(sizes)])
     _, widths, directions = torch.linalg.svd(apart, full_matrices=False)
     if len(widths) < latent or widths[latent - 1] <= 1e-6 * widths[0]:
         raise InputError(
@@ -88,8 +85,17 @@ def principal_z(clap: Clap, groups: Sequence[Group], cache: str | Path | None) -
         )
     first = directions[:latent]
     signs = torch.sign(first.gather(1, first.abs().argmax(1, keepdim=True)))  # of the largest entry, so it is never 0
-    z = apart @ (first * signs).T / (widths[:latent] / len(apart) ** 0.5)
-    return list(z.float().split(sizes))
+    projection = (first * signs).T / (widths[:latent] / len(apart) ** 0.5)
+    return list((apart @ projection).float().split(sizes)), projection.float()
+
+
+def middle_states(clap: Clap, items: Sequence[Tokens], cache: str | Path | None, progress: Any = None) -> Tensor:
+    """Mean states [r, n] of r responses behind `read_layer`, float64; texts whose latents are cached are not run."""
+    backbone = clap.backbone
+    recipe = backbone.recipe((f"{read_layer(backbone.depth)}:mean",))
+    store = open_store(cache, recipe)
+    encode(backbone, recipe, items, store, progress=progress)
+    return torch.from_numpy(store.read(stack_keys(item.key for item in items))).double()
 
 
 def natural_axes(clap: Clap, groups: Sequence[Group], targets: Sequence[Tensor]) -> dict[int, Tensor]:

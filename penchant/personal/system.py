@@ -140,7 +140,8 @@ class PersonalLLM(People):
         if settings.unfreeze:
             facts |= save_llm(llm, backbone, target)
         if start is not None and not settings.epochs:  # else z has moved
-            save_z(target / KEPT, [item for group in train for item in group], torch.cat(start.targets))
+            items = [item for group in train for item in group]
+            save_z(target / KEPT, items, torch.cat(start.targets), start.projection)
         save_file(weights, target / WEIGHTS)
         (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return cls(clap, generator, facts, target)

@@ -40,7 +40,7 @@ def random_start(groups: list[Group]) -> Start:
     """z of a response by its place, whatever the prompt."""
     random = torch.Generator().manual_seed(7)
     axes, z = torch.randn(8, 32, generator=random), torch.randn(3, 8, generator=random)
-    return Start({2: axes}, [z[: len(group)] for group in groups])
+    return Start({2: axes}, [z[: len(group)] for group in groups], torch.zeros(32, z.shape[1]))
 
 
 def weights(clap: Clap) -> dict[str, Tensor]:

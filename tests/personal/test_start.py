@@ -61,13 +61,14 @@ def apart_by_hand(clap: Clap, groups: list[Group], layer: int = LAYER) -> torch.
 def test_z_is_the_widest_directions_with_variance_one(llm: Path, tmp_path: Path) -> None:
     clap = make_clap(llm)
     groups = read(clap)
-    targets = principal_z(clap, groups, tmp_path)
+    targets, projection = principal_z(clap, groups, tmp_path)
     assert [z.shape for z in targets] == [(len(group), 8) for group in groups]
     z = torch.cat(targets).double()
     assert torch.allclose(z.T @ z / len(z), torch.eye(8, dtype=torch.float64), atol=1e-3)
     for own in targets:
         assert torch.allclose(own.mean(0), torch.zeros(8), atol=1e-3)  # of no prompt, but of its responses
     apart = apart_by_hand(clap, groups)
+    assert torch.allclose(apart @ projection.double(), z, atol=1e-2)
     rest = apart - z @ (z.T @ apart / len(z))
     # No eight directions leave less (Eckart and Young).
     least = torch.linalg.svdvals(apart)[8:].norm()
@@ -98,7 +99,7 @@ def test_axes_bring_most_of_z_for_their_nats(llm: Path, tmp_path: Path) -> None:
     """In a step of given cost s (F + ridge) s' no direction gains more of z_j than A_j, by E[g' z_j]."""
     clap = make_clap(llm)
     groups = read(clap)
-    axes, targets = principal_start(clap, groups, tmp_path)
+    axes, targets, _ = principal_start(clap, groups, tmp_path)
     layers = moved_layers(clap.backbone.depth)
     assert tuple(axes) == layers
     a = torch.cat(list(axes.values()), 1).double()
@@ -122,7 +123,7 @@ def test_an_answer_of_more_z_is_likelier_under_it(llm: Path, tmp_path: Path) -> 
     """log p(y | x, z) rises, in the mean, along the responses' own z: what the axes are for."""
     clap = make_clap(llm)
     groups = read(clap)
-    axes, targets = principal_start(clap, groups, tmp_path)
+    axes, targets, _ = principal_start(clap, groups, tmp_path)
     assert isinstance(clap.adapter, LatentShift)
     clap.adapter.begin(axes)
     with torch.no_grad():
@@ -151,11 +152,11 @@ def test_every_text_is_read_once_and_no_further_than_the_layer(llm: Path, tmp_pa
     clap = make_clap(llm)
     groups = read(clap)
     tokens = runs_of(clap)
-    first = principal_z(clap, groups, tmp_path)
+    first, _ = principal_z(clap, groups, tmp_path)
     assert clap.backbone.packed
     once = sum(len(group[0].prompt) + sum(len(item.response) for item in group) for group in groups)
     assert tokens == [once, once, 0]
-    again = principal_z(clap, groups, tmp_path)
+    again, _ = principal_z(clap, groups, tmp_path)
     assert tokens == [once, once, 0]  # from the cache
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 

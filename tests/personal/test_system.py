@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -133,12 +134,25 @@ def test_z_of_what_was_pretrained_on_is_kept_and_not_read_again(work: Path, monk
     assert read == []
     toward = system.users.known("ann").vectors["latent"].astype("float32")
     assert torch.nn.functional.cosine_similarity(torch.from_numpy(toward), apart.mean(0), 0) > 0.999
-    system.fit_users(judged({"bob": True}))
+    system.fit_users(judged({"bob": True}), read="encoder")
     assert sum(read) == 2 * (len(PROMPTS) - len(seen))  # the rest, once
     read.clear()
     system.fit_users(judged({"eve": True}).select(seen), full=True)
     assert sum(read) == 2 * len(seen)  # an encoder a person needs how wide posteriors are
-    assert PersonalLLM.load(work / "system").kept == {}  # CLaP's own epochs moved z
+    read.clear()
+    system.kept = {}  # the LLM's latents say the same as was kept
+    system.fit_users(judged({"dan": True}).select(seen), LatentDPOSettings(pull=100.0), cache=work / "cache")
+    assert read == []
+    assert torch.allclose(system.z(PROMPTS, "dan"), system.z(PROMPTS, "ann"), rtol=0.01, atol=1e-5)
+    test = judged({"dan": True})
+    margins = system.latent_margins(test, "dan", cache=work / "cache")
+    assert (margins > 0).all()
+    turned = test.rename_columns({"chosen": "rejected", "rejected": "chosen"})
+    assert np.allclose(system.latent_margins(turned, "dan", cache=work / "cache"), -margins, atol=1e-5)
+    moved = PersonalLLM.load(work / "system")
+    assert moved.kept == {}  # CLaP's own epochs moved z
+    with pytest.raises(InputError, match="moved z away"):
+        moved.fit_users(test, read="llm")
 
 
 def test_the_papers_way_keeps_no_latents_and_comes_back_as_it_was(work: Path) -> None:
