@@ -31,8 +31,8 @@ FARTHEST = 3.5
 """Longest z that is tried, and allowed, as a root of z' K z: by twice the nats."""
 FLOOR = 0.01
 """What any unit of z counts at least in K, so that a z which does nothing has an end as well."""
-PROMPTS, DRAWS, LONGEST = 48, 4, 32
-"""Prompts whose answers are looked at, answers written to each, and most tokens of one."""
+PROMPTS, DRAWS, LONGEST = 96, 4, 32
+"""Prompts whose answers are looked at, answers written to each under z and one without, and most tokens of one."""
 
 
 class Reach:
@@ -55,16 +55,20 @@ class Reach:
         toward, metric = first_terms(clap, few)
         reach, random = cls(toward, 1.0, metric), torch.Generator().manual_seed(seed)
         z = torch.randn(len(rows), clap.latent, generator=random)
-        z *= (FARTHEST * torch.rand(len(rows), generator=random) / reach.length(z).clamp_min(1e-9))[:, None]
+        far = FARTHEST * (1 + torch.rand(len(rows), generator=random)) / 2
+        z *= (far / reach.length(z).clamp_min(1e-9))[:, None]
         z[:: 1 + DRAWS] = 0  # what the LLM says by itself, by the same random numbers
         longest = min(LONGEST, max(len(item.response) for group in few for item in group))
         longest = min(longest, clap.backbone.chat.max_length // 2)  # given responses may leave a prompt no room
         sampling: dict[str, Any] = {"answers": 1, "max_new_tokens": longest, "temperature": 1.0, "top_p": 0.95}
         said = generator.sample(rows, z=z, seed=seed, show_progress=False, **sampling)
         whole = [each[0] if each[0].strip() else "." for each in said]
-        found = per_token(clap, clap.backbone.chat.encode(rows, whole)).view(-1, 1 + DRAWS)
-        cost, drawn = (found[:, :1] - found[:, 1:]).flatten(), z.view(-1, 1 + DRAWS, clap.latent)[:, 1:].flatten(0, 1)
-        features = torch.stack([-(drawn @ toward), reach.length(drawn).square()], 1)
+        cost = -per_token(clap, clap.backbone.chat.encode(rows, whole))
+        features = torch.stack([-(z @ toward), reach.length(z).square()], 1)
+        features, cost = (
+            part - part.view(-1, 1 + DRAWS, *part.shape[1:]).mean(1).repeat_interleave(1 + DRAWS, 0)
+            for part in (features, cost)
+        )  # prompts differ in what is likely
         k, h = fitted(features, cost)
         if k < 0:  # answers grew likelier against v, which is then no guide: h alone
             k, (h,) = 0.0, fitted(features[:, 1:], cost)

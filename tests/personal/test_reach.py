@@ -175,9 +175,9 @@ def test_the_bend_is_what_answers_cost_on_the_mean(clap: Clap, monkeypatch: pyte
     assert settings["max_new_tokens"] == max(len(item.response) for group in groups for item in group)
     length = z.norm(dim=1).view(-1, 1 + DRAWS)
     assert not length[:, 0].any()
-    assert (length[:, 1:] > 0).all()
     assert length.max() <= FARTHEST + 1e-4
-    assert length[:, 1:].std() > 0.7
+    assert length[:, 1:].min() >= FARTHEST / 2 - 1e-4
+    assert length[:, 1:].std() > 0.4
     # A prior against which answers grow likelier is taken for none.
     monkeypatch.setattr("penchant.personal.reach.first_terms", lambda *_: (-0.5 * toward, torch.eye(LATENT)))
     assert not Reach.of(clap, generator, asked, groups, 0).slope.any()
@@ -194,8 +194,12 @@ def test_where_v_is_no_guide_the_bend_alone_is_what_fits_best(clap: Clap, monkey
     monkeypatch.setattr("penchant.personal.reach.per_token", known)
     monkeypatch.setattr("penchant.personal.reach.first_terms", lambda *_: (-toward, torch.eye(LATENT)))
     bend = Reach.of(clap, generator, asked, groups, 0).bend
-    drawn = seen[0].view(-1, 1 + DRAWS, LATENT)[:, 1:].flatten(0, 1)
-    squares, cost = drawn.square().sum(1), 0.02 * drawn.square().sum(1) - drawn @ toward
+    squares = seen[0].square().sum(1)
+    cost = 0.02 * squares - seen[0] @ toward
+    squares, cost = (
+        part.view(-1, 1 + DRAWS) - part.view(-1, 1 + DRAWS).mean(1, keepdim=True) for part in (squares, cost)
+    )
+    squares, cost = squares.flatten(), cost.flatten()
     assert bend == pytest.approx(float(squares @ cost / (squares @ squares)), rel=1e-4)
     assert bend != pytest.approx(0.02, rel=1e-2)  # what a fit beside k says
 
