@@ -192,7 +192,7 @@ def fit(
         steps: of the encoder's Adam, each on up to 64 pairs; 200 by default. With --full alone.
         learning_rate: of the encoder's Adam; 1e-4 by default. With --full alone.
         beta: of the loss; 0.1 by default.
-        pull: how strongly a person is held to what they start from; 0.0005 by default. Not with --full.
+        pull: how strongly a person is held to what they start from; 0.005 by default. Not with --full.
         examples: held-out prompts that are answered for up to six people; 0 for none, which saves the LLM's answers.
         max_new_tokens: longest answer.
         columns: the data's column names for ours, for example {worker: user_id}.

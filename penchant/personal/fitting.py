@@ -37,7 +37,7 @@ class LatentDPOSettings:
     """How a person is fitted."""
 
     beta: float = 0.1
-    pull: float = 0.0005
+    pull: float = 0.005
     """What holds a person where they start from, m_0, for each pair that was ever seen: a person's loss is
 
         mean over n new pairs + pull (1 + pairs seen before / n) |m_u - m_0|^2,

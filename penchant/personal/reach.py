@@ -1,12 +1,13 @@
 """How far z may go before answers become unlike the LLM's own: what a step of z costs in likelihood, known beforehand.
 
-Along some directions answers soon read badly, along others never. The cost of z, in nats a token under the LLM as it
-is, is taken as
+A step of z costs z' K z / 2 nats an answer of straying from the LLM, and along some directions answers read badly
+sooner than along others. What it costs in nats a token under the LLM as it is, is taken as
 
-    cost(z) = -k (v . z) + h |z|^2,
+    cost(z) = -k (v . z) + h z' K z,
 
-v being the first order of it, known from the LLM's own answers, and k and h two numbers fitted to answers that are
-written under z of all directions and lengths. A person's z is then held where cost(z) <= MOST, at no pass of the LLM.
+K and v being the first terms of both, known from the LLM's own answers, and k and h two numbers fitted to answers that
+are written under z of all directions and lengths. A person's z is then held where cost(z) <= MOST, at no pass of the
+LLM.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from penchant.personal.reading import in_batches
 
 MOST = math.log(1.1)
 """Perplexity of answers may grow by a tenth."""
-FARTHEST = 5.0
-"""Longest z that is tried, and allowed."""
-PROMPTS, DRAWS, LONGEST = 48, 4, 32
-"""Prompts whose answers are looked at, answers written to each, and most tokens of one."""
+FARTHEST = 3.5
+"""Longest z that is tried, and allowed, as a root of z' K z: by twice the nats."""
+FLOOR = 0.01
+"""What any unit of z counts at least in K, so that a z which does nothing has an end as well."""
+PROMPTS, DRAWS, LONGEST = 96, 4, 32
+"""Prompts whose answers are looked at, answers written to each under z and one without, and most tokens of one."""
 
 
 class Reach:
-    """Attributes: slope [latent] and bend, with cost(z) = slope . z + bend |z|^2."""
+    """Attributes: slope [latent], bend, and metric K [latent, latent], with cost(z) = slope . z + bend z' K z."""
 
-    def __init__(self, slope: Tensor, bend: float) -> None:
-        self.slope, self.bend = slope, bend
+    def __init__(self, slope: Tensor, bend: float, metric: Tensor) -> None:
+        self.slope, self.bend, self.metric = slope, bend, metric
+
+    def length(self, z: Tensor) -> Tensor:
+        """A root of z' K z [n] for z [n, latent]."""
+        return ((z @ self.metric) * z).sum(1).clamp_min(0).sqrt()
 
     @classmethod
     @torch.no_grad()
@@ -45,27 +52,31 @@ class Reach:
         few, asked = list(groups[:PROMPTS]), list(dict.fromkeys(map(repr, prompts)))
         texts = {repr(prompt): prompt for prompt in prompts}
         rows = [texts[key] for key in asked[:PROMPTS] for _ in range(1 + DRAWS)]
-        random = torch.Generator().manual_seed(seed)
+        toward, metric = first_terms(clap, few)
+        reach, random = cls(toward, 1.0, metric), torch.Generator().manual_seed(seed)
         z = torch.randn(len(rows), clap.latent, generator=random)
-        z *= FARTHEST * torch.rand(len(rows), 1, generator=random) / z.norm(dim=1, keepdim=True)
+        far = FARTHEST * (1 + torch.rand(len(rows), generator=random)) / 2
+        z *= (far / reach.length(z).clamp_min(1e-9))[:, None]
         z[:: 1 + DRAWS] = 0  # what the LLM says by itself, by the same random numbers
         longest = min(LONGEST, max(len(item.response) for group in few for item in group))
         longest = min(longest, clap.backbone.chat.max_length // 2)  # given responses may leave a prompt no room
         sampling: dict[str, Any] = {"answers": 1, "max_new_tokens": longest, "temperature": 1.0, "top_p": 0.95}
         said = generator.sample(rows, z=z, seed=seed, show_progress=False, **sampling)
         whole = [each[0] if each[0].strip() else "." for each in said]
-        found = per_token(clap, clap.backbone.chat.encode(rows, whole)).view(-1, 1 + DRAWS)
-        cost, drawn = (found[:, :1] - found[:, 1:]).flatten(), z.view(-1, 1 + DRAWS, clap.latent)[:, 1:].flatten(0, 1)
-        toward = likelier(clap, few)
-        features = torch.stack([-(drawn @ toward), drawn.square().sum(1)], 1)
+        cost = -per_token(clap, clap.backbone.chat.encode(rows, whole))
+        features = torch.stack([-(z @ toward), reach.length(z).square()], 1)
+        features, cost = (
+            part - part.view(-1, 1 + DRAWS, *part.shape[1:]).mean(1).repeat_interleave(1 + DRAWS, 0)
+            for part in (features, cost)
+        )  # prompts differ in what is likely
         k, h = fitted(features, cost)
         if k < 0:  # answers grew likelier against v, which is then no guide: h alone
             k, (h,) = 0.0, fitted(features[:, 1:], cost)
-        return cls(-k * toward, max(1e-6, h))
+        return cls(-k * toward, max(1e-6, h), metric)
 
     def within(self, z: Tensor) -> Tensor:
         """z [n, latent], shortened where cost(z) > MOST or it is longer than FARTHEST."""
-        length = z.norm(dim=1, keepdim=True).clamp_min(1e-9)
+        length = self.length(z)[:, None].clamp_min(1e-9)
         rise = (z / length @ self.slope)[:, None]
         # The root of bend l^2 + rise l = MOST, written so that a small bend beside a large rise loses no digits.
         most = 2 * MOST / (rise + (rise**2 + 4 * self.bend * MOST).sqrt())
@@ -80,22 +91,28 @@ def fitted(features: Tensor, values: Tensor) -> list[float]:
     return found
 
 
-def likelier(clap: Clap, groups: Sequence[Group]) -> Tensor:
-    """v [latent]: by how many nats a token answers become likelier under the LLM as it is, for a unit of z, to first
-    order, known from the LLM's own:
+def first_terms(clap: Clap, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """v [latent] and K [latent, latent], known from responses of the LLM as it is:
 
-        v = d/dz E_{y ~ p_z}[l(y)] = E[l(y) g(y)],    l = log p(y | x) / tokens,    g = d log p_z(y | x) / dz at z = 0.
+        v = d/dz E_{y ~ p_z}[l(y)] = E[l(y) g(y)],    K = E[g(y) g(y)'],
+        l = log p(y | x) / tokens,    g = d log p_z(y | x) / dz at z = 0,
+
+    both less their mean over a prompt's responses: by how many nats a token answers become likelier for a unit of z,
+    and twice the nats by which they stray.
     """
-    total = torch.zeros(clap.latent, dtype=torch.float64)
+    likelier = torch.zeros(clap.latent, dtype=torch.float64)
+    strays = torch.zeros(clap.latent, clap.latent, dtype=torch.float64)
     for group in groups:
         z = torch.zeros(len(group), clap.latent, device=clap.backbone.device, requires_grad=True)
         with torch.enable_grad():
             said = clap.log_probs(group, z)
-            (g,) = torch.autograd.grad(said.sum(), z)
-        each = said.detach() / torch.tensor([len(item.response) for item in group], device=said.device)
-        total += ((each - each.mean())[:, None] * g).sum(0).double().cpu()
-    found: Tensor = (total / sum(map(len, groups))).float()
-    return found
+            (slopes,) = torch.autograd.grad(said.sum(), z)
+        each = (said.detach() / torch.tensor([len(item.response) for item in group], device=said.device)).double().cpu()
+        g = (slopes - slopes.mean(0)).double().cpu()
+        likelier += (each - each.mean()) @ g
+        strays += g.T @ g
+    count = sum(map(len, groups))
+    return (likelier / count).float(), (strays / count + FLOOR * torch.eye(clap.latent)).float()
 
 
 def per_token(clap: Clap, items: Sequence[Tokens]) -> Tensor:

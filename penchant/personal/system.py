@@ -53,7 +53,8 @@ class PersonalLLM(People):
     ) -> None:
         super().__init__(clap, folder, facts["digest"])
         self.generator, self.facts = generator, facts
-        self.reach = Reach(torch.tensor(facts["reach"]["slope"]), facts["reach"]["bend"])
+        slope, bend, metric = (facts["reach"][name] for name in ("slope", "bend", "metric"))
+        self.reach = Reach(torch.tensor(slope), bend, torch.tensor(metric))
 
     @classmethod
     def pretrain(
@@ -133,7 +134,7 @@ class PersonalLLM(People):
             "settings": asdict(settings),
             "sampling": sampling,
             "figures": figures,
-            "reach": {"slope": reach.slope.tolist(), "bend": reach.bend},
+            "reach": {"slope": reach.slope.tolist(), "bend": reach.bend, "metric": reach.metric.tolist()},
             "log": log,
             "digest": _digest(weights),
         }
