@@ -159,7 +159,9 @@ class PersonalLLM(People):
             weights = load_file(target / WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
-        if lacking := [name for name in NEEDED if name not in facts]:
+        lacking = [name for name in NEEDED if name not in facts]
+        lacking += [f"reach.{name}" for name in ("slope", "bend", "metric") if name not in facts.get("reach", {})]
+        if lacking:
             raise InputError(
                 f"{target / CONFIG} lacks {', '.join(lacking)}, as an older Penchant wrote it; run pretrain again."
             )

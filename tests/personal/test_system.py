@@ -274,6 +274,9 @@ def test_what_an_older_version_wrote_is_refused_in_a_sentence(work: Path, tmp_pa
             PersonalLLM.load(moved)
         assert all(name in str(caught.value) for name in lacking)
         assert "\n" not in str(caught.value)
+    path.write_text(json.dumps(facts | {"reach": {"slope": [0.0] * 8, "bend": 1.0}}))
+    with pytest.raises(InputError, match=r"lacks reach\.metric, .*; run pretrain again"):
+        PersonalLLM.load(moved)
 
 
 def test_what_cannot_be_used_is_named(work: Path, tmp_path: Path) -> None:
