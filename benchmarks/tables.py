@@ -330,10 +330,23 @@ def personal_sentiment(record: dict[str, Any]) -> str:
     for key, name in names.items():
         if (row := found["methods"].get(key)) is None:
             continue
-        each = [f"{100 * row[who]['win']['value']:.0f}" if who in row else "" for who in people]
+        each = [
+            f"{100 * own['win']['value']:.0f} ({own['perplexity_ratio']:.2f})" if (own := row.get(who)) else ""
+            for who in people
+        ]
         win, ratio = (percent(row["win"]), f"{row['perplexity_ratio']:.2f}") if "win" in row else ("", "")
         rows.append([name, str(row["seeds"]), win, *each, ratio, f"{row['seconds']:.1f}"])
-    return f"{markdown(rows)}\n\nAnswers that win over the unadapted LLM's under the person's score. {made(record)}"
+    about = ["Answers that win over the unadapted LLM's under the person's score; in brackets the perplexity."]
+    if sizes := {z.get("latent", 32): z for z in found["z"] if z["adapter"] == "shift"}:
+        told = (f"{z['contrastive_accuracy']:.0%} (size {size})" for size, z in sorted(sizes.items()))
+        about.append(f"Unseen answers told apart from the others to their prompt by their z: {', '.join(told)}.")
+    if found["reward"]:
+        about.append(f"Rank correlation of r(x, z) with the gold score of answers: {_correlations(found['reward'])}.")
+    return f"{markdown(rows)}\n\n{' '.join([*about, made(record)])}"
+
+
+def _correlations(reward: dict[str, list[float]]) -> str:
+    return ", ".join(f"{who} {sum(values) / len(values):+.2f}" for who, values in reward.items())
 
 
 def personal_many(record: dict[str, Any]) -> str:
