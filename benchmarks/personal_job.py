@@ -107,7 +107,7 @@ def latent(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
 
     def fitted(of: Dataset) -> float:
         start = time.perf_counter()
-        system.fit_users(of, full=full)
+        system.fit_users(of, full=full, read="encoder")
         seconds = time.perf_counter() - start
         system.forget(*people)
         return seconds
@@ -116,7 +116,7 @@ def latent(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
     system.kept = {}
     found["seconds_reading"] = fitted(pairs[people[0]])
     system.kept = {} if job.get("read") == "encoder" else kept
-    system.fit_users(concatenate_datasets(list(pairs.values())), full=full)
+    system.fit_users(concatenate_datasets(list(pairs.values())), full=full, read="encoder")
     asked = asked_of(job, data)
     found["answers"] = {who: system.generate(asked, who, **sample_args(job["seed"])) for who in people}
     z = {who: system.z(asked, who) for who in people}
