@@ -43,11 +43,11 @@ def jobs(seeds: list[int], quick: bool) -> tuple[list[Job], list[Job]]:
     before += one
     after += [{"method": "latent", "adapter": "positions", "seed": seed} for seed in first]
     after += [{"method": "latent", "adapter": "shift", "full": True, "seed": seed} for seed in first]
-    after += [{"method": "latent", "adapter": "shift", "read": "encoder", "seed": seed} for seed in seeds]
-    after += [{"method": "reward", "adapter": "shift", "seed": seed} for seed in seeds]
+    after += [{"method": "latent", "adapter": "shift", "read": "encoder", "seed": seed} for seed in first]
+    after += [{"method": "reward", "adapter": "shift", "seed": seed} for seed in first]
     if not quick:
         for flips in (0.2, 0.4):
-            after += [{"method": "latent", "adapter": "shift", "flips": flips, "seed": seed} for seed in seeds]
+            after += [{"method": "latent", "adapter": "shift", "flips": flips, "seed": seed} for seed in first]
         before += [{"method": "base", "draw": 0, "domain": "demo", "seed": seed} for seed in first]
         after += [{"method": "latent", "adapter": "shift", "domain": "demo", "seed": seed} for seed in first]
         for size in (8, 128):

@@ -162,7 +162,8 @@ def system_in(folder: Path) -> PersonalLLM:
     clap = Clap(llm, backbone, LATENT)
     torch.nn.init.normal_(clap.posterior.head.weight, std=0.02)
     torch.nn.init.normal_(clap.adapter.axes, std=0.02)  # type: ignore[union-attr]
-    facts = {"digest": MODEL, "reach": {"slope": [0.0] * LATENT, "bend": 0.01}}
+    reach = {"slope": [0.0] * LATENT, "bend": 0.01, "metric": torch.eye(LATENT).tolist()}
+    facts = {"digest": MODEL, "reach": reach}
     return PersonalLLM(clap, Generator(llm, backbone, clap.adapter), facts, folder)
 
 

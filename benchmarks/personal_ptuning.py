@@ -24,7 +24,7 @@ from penchant.policy.losses import PairLogProbs, make_loss
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 
-POSITIONS, RATE, BATCH = 4, 3e-2, 8
+POSITIONS, RATE, BATCH = 4, 1e-2, 8
 
 
 class SoftPrompt(nn.Module):

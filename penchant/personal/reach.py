@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from penchant.chat import Text, Tokens
 from penchant.generation import Generator
@@ -47,12 +48,20 @@ class Reach:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, clap: Clap, generator: Generator, prompts: Sequence[Text], groups: Sequence[Group], seed: int) -> Reach:
+    def of(
+        cls,
+        clap: Clap,
+        generator: Generator,
+        prompts: Sequence[Text],
+        groups: Sequence[Group],
+        seed: int,
+        show_progress: bool = False,
+    ) -> Reach:
         """Measured on answers to some of the prompts, at most as long as those of the groups."""
         few, asked = list(groups[:PROMPTS]), list(dict.fromkeys(map(repr, prompts)))
         texts = {repr(prompt): prompt for prompt in prompts}
         rows = [texts[key] for key in asked[:PROMPTS] for _ in range(1 + DRAWS)]
-        toward, metric = first_terms(clap, few)
+        toward, metric = first_terms(clap, few, show_progress)
         reach, random = cls(toward, 1.0, metric), torch.Generator().manual_seed(seed)
         z = torch.randn(len(rows), clap.latent, generator=random)
         far = FARTHEST * (1 + torch.rand(len(rows), generator=random)) / 2
@@ -61,7 +70,7 @@ class Reach:
         longest = min(LONGEST, max(len(item.response) for group in few for item in group))
         longest = min(longest, clap.backbone.chat.max_length // 2)  # given responses may leave a prompt no room
         sampling: dict[str, Any] = {"answers": 1, "max_new_tokens": longest, "temperature": 1.0, "top_p": 0.95}
-        said = generator.sample(rows, z=z, seed=seed, show_progress=False, **sampling)
+        said = generator.sample(rows, z=z, seed=seed, show_progress=show_progress, **sampling)
         whole = [each[0] if each[0].strip() else "." for each in said]
         cost = -per_token(clap, clap.backbone.chat.encode(rows, whole))
         features = torch.stack([-(z @ toward), reach.length(z).square()], 1)
@@ -91,7 +100,7 @@ def fitted(features: Tensor, values: Tensor) -> list[float]:
     return found
 
 
-def first_terms(clap: Clap, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+def first_terms(clap: Clap, groups: Sequence[Group], show_progress: bool = False) -> tuple[Tensor, Tensor]:
     """v [latent] and K [latent, latent], known from responses of the LLM as it is:
 
         v = d/dz E_{y ~ p_z}[l(y)] = E[l(y) g(y)],    K = E[g(y) g(y)'],
@@ -102,7 +111,7 @@ def first_terms(clap: Clap, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """
     likelier = torch.zeros(clap.latent, dtype=torch.float64)
     strays = torch.zeros(clap.latent, clap.latent, dtype=torch.float64)
-    for group in groups:
+    for group in tqdm(groups, unit="prompt", desc="reach of z", disable=not show_progress, leave=False):
         z = torch.zeros(len(group), clap.latent, device=clap.backbone.device, requires_grad=True)
         with torch.enable_grad():
             said = clap.log_probs(group, z)

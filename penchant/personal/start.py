@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from penchant.backbone import decoder_layers
 from penchant.chat import Tokens
@@ -62,14 +63,16 @@ def moved_layers(depth: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(2 * depth / 3)), max(1, round(4 * depth / 5))}))
 
 
-def principal_start(clap: Clap, groups: Sequence[Group], cache: str | Path | None = None) -> Start:
+def principal_start(
+    clap: Clap, groups: Sequence[Group], cache: str | Path | None = None, show_progress: bool = False
+) -> Start:
     """z of the groups' responses, and its axes. The LLM reads each text up to `read_layer`, cached as everywhere, and
     once more for g.
 
     Raises InputError where the responses span fewer directions than z has.
     """
     targets, projection = principal_z(clap, groups, cache)
-    return Start(natural_axes(clap, groups, targets), targets, projection)
+    return Start(natural_axes(clap, groups, targets, show_progress), targets, projection)
 
 
 def principal_z(clap: Clap, groups: Sequence[Group], cache: str | Path | None) -> tuple[list[Tensor], Tensor]:
@@ -98,13 +101,16 @@ def middle_states(clap: Clap, items: Sequence[Tokens], cache: str | Path | None,
     return torch.from_numpy(store.read(stack_keys(item.key for item in items))).double()
 
 
-def natural_axes(clap: Clap, groups: Sequence[Group], targets: Sequence[Tensor]) -> dict[int, Tensor]:
+def natural_axes(
+    clap: Clap, groups: Sequence[Group], targets: Sequence[Tensor], show_progress: bool = False
+) -> dict[int, Tensor]:
     """A [latent, n] by layer."""
     layers = moved_layers(clap.backbone.depth)
     width = len(layers) * clap.backbone.width
     cross = torch.zeros(clap.latent, width, dtype=torch.float64)
     fisher = torch.zeros(width, width, dtype=torch.float64)
-    for group, z in zip(groups, targets, strict=True):
+    shown = tqdm(groups, unit="prompt", desc="what z does", disable=not show_progress, leave=False)
+    for group, z in zip(shown, targets, strict=True):
         g = shift_scores(clap, group, layers).double().cpu()
         cross += z.double().T @ g
         fisher += g.T @ g

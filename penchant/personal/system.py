@@ -118,11 +118,11 @@ class PersonalLLM(People):
         groups = groups_of(clap, prompts, texts, sampled=responses is None)
         train, held_out = _split(groups, seed)
         plain = plain_log_probs(clap, held_out)
-        start = principal_start(clap, train, cache) if settings.begin_epochs else None
+        start = principal_start(clap, train, cache, show_progress) if settings.begin_epochs else None
         log = train_clap(clap, train, settings, target, start, show_progress=show_progress)
         figures = evaluate_clap(clap, held_out, plain=plain)
         weights = _weights(clap)
-        reach = Reach.of(clap.eval(), generator, prompts, train, seed)
+        reach = Reach.of(clap.eval(), generator, prompts, train, seed, show_progress)
         facts = {
             "base": model,
             "asked_revision": None,
