@@ -54,6 +54,7 @@ def run(job: dict[str, Any], work: Path) -> dict[str, Any]:
         "base": base,
         "pretrain": pretrain,
         "latent": latent,
+        "reward": reward,
         "ptuning": aligned,
         "lora": aligned,
         "full": aligned,
@@ -148,13 +149,13 @@ def turned(pairs: Dataset, share: float, seed: int) -> Dataset:
 
 def reward(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
     """Spearman's correlation, for each person, of log p(z | x) - log N(z) with the gold score of an answer from z,
-    over z drawn from N(0, 4 I) (twice the prior's deviation, so that answers differ) for each test prompt."""
+    over z drawn from N(0, I / 4), about as far as `reach` lets z go, for each test prompt."""
     system = PersonalLLM.load(system_folder(job, work))
     people = list(task.TASTES)
     system.fit_users(concatenate_datasets([pairs_of(data.train, who) for who in people]))
     draws = 4
     asked = [prompt for prompt in data.test for _ in range(draws)]
-    z = 2 * torch.randn(len(asked), system.clap.latent, generator=torch.Generator().manual_seed(job["seed"]))
+    z = torch.randn(len(asked), system.clap.latent, generator=torch.Generator().manual_seed(job["seed"])) / 2
     sampling = sample_args(job["seed"]) | {"answers": 1}
     texts = [each[0] for each in system.generator.sample(asked, z=z, **sampling)]
     found = {}

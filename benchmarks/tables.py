@@ -354,7 +354,7 @@ def personal_many(record: dict[str, Any]) -> str:
     store, files, compact = details["store"]["users"], details["store"]["files"], details["compact"]
 
     def ms(cell: dict[str, float]) -> str:
-        return f"{cell['p50']:.2g}; {cell['p99']:.2g}"
+        return f"{cell['p50']:.3g}; {cell['p99']:.3g}"
 
     def on_disk(cell: dict[str, Any], size: str) -> list[str]:
         return [f"{cell[size]:,.0f}", f"{cell['put_per_second']:,.0f}", ms(cell["lookup"]), ms(cell["forget_100"])]

@@ -167,9 +167,7 @@ def setting(metrics: Metrics) -> Section | None:
             ("Peak memory", f"{count(memory)} MB" if finite(memory) else ""),
         ]
     )
-    says = (
-        "An encoder reads an answer into z, an adapter puts z in front of the prompt; trained as a VAE, as CLaP says."
-    )
+    says = "An encoder reads an answer into z, and by z an adapter changes what the LLM writes; a VAE, as CLaP says."
     return section("setting", "What was trained on what", says, data=listed)
 
 

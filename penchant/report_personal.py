@@ -161,9 +161,8 @@ def accuracy(metrics: Metrics) -> Section | None:
     ]
     says = (
         "How often the response that a person chose comes out ahead, on prompts of theirs that were held out. A taste "
-        "scores each response; p(z | x) prefers the response whose z is likelier under it, and no layer of the LLM is "
-        "run for that. Ties count one half. Intervals hold 95% of resamplings of people and prompts; the dashed rule "
-        "is a coin."
+        "scores each response; p(z | x) prefers the response whose z is likelier under it. Ties count one half. "
+        "Intervals hold 95% of resamplings of people and prompts; the dashed rule is a coin."
     )
     return section("accuracy", "Does knowing who judged help?", says, plot, data + facts(gains))
 
