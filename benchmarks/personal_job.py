@@ -34,7 +34,9 @@ from penchant.generation import Generator
 from penchant.pairs import load_pairs
 from penchant.personal.clap_training import ClapSettings
 from penchant.personal.encoder import log_normal
+from penchant.personal.people import PEOPLE
 from penchant.personal.system import PersonalLLM
+from penchant.personal.users import Users
 from penchant.policy.align import train_policy
 from penchant.policy.batches import token_pairs
 from penchant.policy.build import make_policy
@@ -81,6 +83,13 @@ def system_folder(job: dict[str, Any], work: Path) -> Path:
     return work / "systems" / kind
 
 
+def loaded(job: dict[str, Any], work: Path) -> PersonalLLM:
+    """The system, with people of this job's own: others of the same names are fitted side by side."""
+    system = PersonalLLM.load(system_folder(job, work))
+    system.users = Users(Path(tempfile.mkdtemp()) / PEOPLE, system.facts["digest"])
+    return system
+
+
 def pretrain(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
     start = time.perf_counter()
     settings = ClapSettings.published(seed=job["seed"]) if job["adapter"] == "positions" else None
@@ -102,7 +111,7 @@ def pretrain(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
 
 def latent(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
     """All three people, fitted together; seconds of one alone, whose texts' z was kept at pretraining, or is read."""
-    system = PersonalLLM.load(system_folder(job, work))
+    system = loaded(job, work)
     people, full, kept = list(task.TASTES), job.get("full", False), system.kept
     pairs = {who: turned(pairs_of(data.train, who), job.get("flips", 0.0), job["seed"]) for who in people}
 
@@ -150,7 +159,7 @@ def turned(pairs: Dataset, share: float, seed: int) -> Dataset:
 def reward(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
     """Spearman's correlation, for each person, of log p(z | x) - log N(z) with the gold score of an answer from z,
     over z drawn from N(0, I / 4), about as far as `reach` lets z go, for each test prompt."""
-    system = PersonalLLM.load(system_folder(job, work))
+    system = loaded(job, work)
     people = list(task.TASTES)
     system.fit_users(concatenate_datasets([pairs_of(data.train, who) for who in people]))
     draws = 4
