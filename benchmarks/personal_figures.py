@@ -42,7 +42,7 @@ def figures_of(results: list[Result]) -> dict[str, Any]:
             own, theirs = scored(who, texts), scored(who, against["answers"]["base"])
             ratio = result["perplexity"][who] / against["perplexity"]["base"]
             rows.setdefault(name_of(job), {})[job["seed"], who] = wins(own, theirs), own.mean(1) - theirs.mean(1), ratio
-        seconds.setdefault(name_of(job), []).append(result["seconds"])
+        seconds.setdefault(name_of(job), []).append(result["seconds_reading" if "read" in job else "seconds"])
     methods = {name: _row(found) | _seconds(seconds[name]) for name, found in rows.items()}
     for result in results:
         if result["job"]["method"] == "latent" and name_of(result["job"]) in methods:
