@@ -134,7 +134,6 @@ def latent(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
         who: [float(own.norm(dim=1).mean()) for own in (z[who], system.reach.within(z[who]))] for who in z
     }
     found["bytes"] = {who: system.users.known(who).size for who in people}
-    system.forget(*people)
     return {**found, "pairs": {who: len(of) for who, of in pairs.items()}}
 
 
@@ -161,7 +160,7 @@ def reward(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
     over z drawn from N(0, I / 4), about as far as `reach` lets z go, for each test prompt."""
     system = loaded(job, work)
     people = list(task.TASTES)
-    system.fit_users(concatenate_datasets([pairs_of(data.train, who) for who in people]))
+    system.fit_users(concatenate_datasets([pairs_of(data.train, who) for who in people]), read="encoder")
     draws = 4
     asked = [prompt for prompt in data.test for _ in range(draws)]
     z = torch.randn(len(asked), system.clap.latent, generator=torch.Generator().manual_seed(job["seed"])) / 2
@@ -173,7 +172,6 @@ def reward(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
         value = (own.log_prob(z) - log_normal(z).sum(-1)).numpy()
         gold = np.array([task.TASTES[who](task.sentiment(text)) for text in texts])
         found[who] = float(spearmanr(value, gold).statistic)
-    system.forget(*people)
     return {"correlation": found, "draws": len(asked)}
 
 

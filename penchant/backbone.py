@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,7 @@ def load_llm(
     if files and files[0].suffix == ".gguf":
         source["gguf_file"] = files[0].name
     try:
-        with _quiet(), _read_once():
+        with _quiet(), _read_once() if "gguf_file" in source else nullcontext():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
             if "gguf_file" in source:
                 source["quantization_config"] = transformers.GgufConfig(dequantize=True)

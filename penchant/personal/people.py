@@ -168,7 +168,8 @@ class People:
                 )
         whole = [person.encoder is not None or (full and person.weights is None) for person in known]
         items = token_pairs(self.clap.backbone, pairs)
-        judged, show_progress = self._read(items, *reading, wide=any(whole)), reading[2]
+        read, cache, show_progress = reading
+        judged = self._read(items, read, cache, show_progress, any(whole))
         start = torch.stack([self.population if person.weights is None else person.weights for person in known])
         compact = (~torch.tensor(whole)[owner]).nonzero()[:, 0]
         small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
