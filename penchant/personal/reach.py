@@ -43,8 +43,9 @@ class Reach:
         self.slope, self.bend, self.metric = slope, bend, metric
 
     def length(self, z: Tensor) -> Tensor:
-        """A root of z' K z [n] for z [n, latent]."""
-        return ((z @ self.metric) * z).sum(1).clamp_min(0).sqrt()
+        """A root of z' K z, float64 [n], for z [n, latent]: slopes by it are differences of large numbers."""
+        z = z.double()
+        return ((z @ self.metric.double()) * z).sum(1).clamp_min(0).sqrt()
 
     @classmethod
     @torch.no_grad()
@@ -73,7 +74,7 @@ class Reach:
         said = generator.sample(rows, z=z, seed=seed, show_progress=show_progress, **sampling)
         whole = [each[0] if each[0].strip() else "." for each in said]
         cost = -per_token(clap, clap.backbone.chat.encode(rows, whole))
-        features = torch.stack([-(z @ toward), reach.length(z).square()], 1)
+        features = torch.stack([-(z @ toward).double(), reach.length(z).square()], 1)
         features, cost = (
             part - part.view(-1, 1 + DRAWS, *part.shape[1:]).mean(1).repeat_interleave(1 + DRAWS, 0)
             for part in (features, cost)
@@ -86,10 +87,10 @@ class Reach:
     def within(self, z: Tensor) -> Tensor:
         """z [n, latent], shortened where cost(z) > MOST or it is longer than FARTHEST."""
         length = self.length(z)[:, None].clamp_min(1e-9)
-        rise = (z / length @ self.slope)[:, None]
+        rise = z / length @ self.slope.double()[:, None]
         # The root of bend l^2 + rise l = MOST, written so that a small bend beside a large rise loses no digits.
         most = 2 * MOST / (rise + (rise**2 + 4 * self.bend * MOST).sqrt())
-        found: Tensor = z * (most.clamp_max(FARTHEST) / length).clamp_max(1)
+        found: Tensor = z * (most.clamp_max(FARTHEST) / length).clamp_max(1).float()
         return found
 
 

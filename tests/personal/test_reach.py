@@ -57,10 +57,10 @@ def test_a_z_that_is_too_far_is_held_at_the_border_and_any_other_stays(reach: Re
     assert torch.allclose(held, held.norm(dim=1, keepdim=True) * unit, atol=1e-4)  # the direction stays
     length = reach.length(held)
     farthest = length > FARTHEST - 1e-4
-    assert torch.allclose(length[farthest], torch.tensor(FARTHEST), rtol=1e-4)
+    assert torch.allclose(length[farthest], torch.tensor(FARTHEST, dtype=torch.float64))
     assert (cost(reach, held)[farthest] <= MOST + 1e-4).all()
     at_border = cost(reach, held)[~farthest]
-    assert torch.allclose(at_border, torch.full_like(at_border, math.log(1.1)), rtol=2e-3)
+    assert torch.allclose(at_border, torch.full_like(at_border, math.log(1.1)), rtol=1e-4)
     for share in (0.0, 1e-6, 0.5, 0.99):
         assert torch.equal(reach.within(share * held), share * held)
     for far in (1.01, 3.0):
