@@ -29,6 +29,8 @@ from personal_figures import figures_of, headline, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = ("personal_tastes", "personal_many")
+FARTHER = 1.25
+"""A limit of perplexity that is not the default: at what LoRA lets it grow to, who wins more?"""
 CODE = [Path(__file__).parent / f"personal_{part}.py" for part in ("job", "sentiment", "ptuning")]
 
 
@@ -38,6 +40,7 @@ def jobs(seeds: list[int], quick: bool) -> tuple[list[Job], list[Job]]:
     before: list[Job] = [{"method": "base", "draw": draw, "seed": seed} for seed in seeds for draw in (0, 1)]
     before += [{"method": "pretrain", "adapter": "shift", "seed": seed} for seed in seeds]
     after: list[Job] = [{"method": "latent", "adapter": "shift", "seed": seed} for seed in seeds]
+    after += [{"method": "latent", "adapter": "shift", "limit": FARTHER, "seed": seed} for seed in seeds]
     after += [{"method": "lora", "person": who, "seed": seed} for seed in seeds for who in people]
     one = [{"method": "pretrain", "adapter": "positions", "seed": seed} for seed in first]
     before += one
@@ -50,7 +53,7 @@ def jobs(seeds: list[int], quick: bool) -> tuple[list[Job], list[Job]]:
             after += [{"method": "latent", "adapter": "shift", "flips": flips, "seed": seed} for seed in first]
         before += [{"method": "base", "draw": 0, "domain": "demo", "seed": seed} for seed in first]
         after += [{"method": "latent", "adapter": "shift", "domain": "demo", "seed": seed} for seed in first]
-        for size in (8, 128):
+        for size in (8, 64, 128):
             before += [{"method": "pretrain", "adapter": "shift", "latent": size, "seed": seed} for seed in first]
             after += [{"method": "latent", "adapter": "shift", "latent": size, "seed": seed} for seed in first]
     after += [

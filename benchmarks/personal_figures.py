@@ -21,7 +21,7 @@ def name_of(job: dict[str, Any]) -> str:
     if job["method"] != "latent":
         return str(job["method"])
     parts = ["latent"]
-    parts += [f"{key} {job[key]}" for key in ("adapter", "latent", "read", "flips", "domain") if key in job]
+    parts += [f"{key} {job[key]}" for key in ("adapter", "latent", "read", "flips", "domain", "limit") if key in job]
     return " / ".join([*parts, *(["full"] if job.get("full") else [])]).replace(" / adapter shift", "")
 
 

@@ -4,7 +4,7 @@ A job is {method, seed} and, by method,
 
     base                 nothing is trained; {draw} tells its two samples apart
     pretrain             {adapter, latent, published}: a system that `latent` jobs use
-    latent               {adapter, latent, full, read, flips, domain}: Latent DPO, for the people side by side
+    latent               {adapter, latent, full, read, flips, domain, limit}: Latent DPO, for the people side by side
     reward               {adapter}: does the latent reward r(x, z) know what answers from z are worth?
     lora, full, ptuning  {person, rate}: DPO on the same pairs, by Penchant's trainer; P-tuning by its own loop
 
@@ -35,6 +35,7 @@ from penchant.pairs import load_pairs
 from penchant.personal.clap_training import ClapSettings
 from penchant.personal.encoder import log_normal
 from penchant.personal.people import PEOPLE
+from penchant.personal.reach import LIMIT
 from penchant.personal.system import PersonalLLM
 from penchant.personal.users import Users
 from penchant.policy.align import train_policy
@@ -128,11 +129,11 @@ def latent(job: dict[str, Any], data: Split, work: Path) -> dict[str, Any]:
     system.kept = {} if job.get("read") == "encoder" else kept
     system.fit_users(concatenate_datasets(list(pairs.values())), full=full, read="encoder")
     asked = asked_of(job, data)
-    found["answers"] = {who: system.generate(asked, who, **sample_args(job["seed"])) for who in people}
+    arguments, limit = sample_args(job["seed"]), job.get("limit", LIMIT)
+    found["answers"] = {who: system.generate(asked, who, perplexity_limit=limit, **arguments) for who in people}
     z = {who: system.z(asked, who) for who in people}
-    found["norms"] = {
-        who: [float(own.norm(dim=1).mean()) for own in (z[who], system.reach.within(z[who]))] for who in z
-    }
+    held = {who: system.reach.within(z[who], limit) for who in people}
+    found["norms"] = {who: [float(own.norm(dim=1).mean()) for own in (z[who], held[who])] for who in people}
     found["bytes"] = {who: system.users.known(who).size for who in people}
     return {**found, "pairs": {who: len(of) for who, of in pairs.items()}}
 

@@ -377,6 +377,7 @@ WRONG = {
     "a stranger's line": ("generate {fitted} {w}/strangers.jsonl", "line 1: nobody called 'zoe'"),
     "no prompts": ("generate {fitted} {w}/missing.jsonl", "there is no file"),
     "no prompt column": ("generate {fitted} {w}/nobody.jsonl --prompt q", "line 1 has no 'q'"),
+    "no room for a taste": ("generate {fitted} {w}/nobody.jsonl --perplexity_limit 1", "limit of perplexity is 1.0"),
     "no answers": ("generate {fitted} {w}/nobody.jsonl --answers 0", "answers is 0"),
     "answers over prompts": (
         "generate {fitted} {w}/nobody.jsonl --out {w}/nobody.jsonl",

@@ -16,6 +16,7 @@ from penchant.errors import InputError
 from penchant.latents import Array
 from penchant.pair_checks import BadRow, label
 from penchant.personal.people import PEOPLE
+from penchant.personal.reach import LIMIT
 from penchant.personal.system import CONFIG, PersonalLLM
 from penchant.personal.users import Users
 from penchant.responses import check_prompt, check_row
@@ -38,6 +39,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    perplexity_limit: float = LIMIT,
 ) -> None:
     """Answer prompts in a person's taste: reads JSON lines with a prompt, writes the same lines with a response.
 
@@ -52,6 +54,7 @@ def generate(
         temperature: 0 takes the likeliest token.
         top_p: tokens are drawn from the fewest likeliest that reach this probability.
         seed: of the draws; each (seed, prompt) has its own.
+        perplexity_limit: how far a taste may go: the LLM's perplexity of the answers, in units of that of its own.
     """
     check_data(prompts, "answer")
     loaded = PersonalLLM.load(system)
@@ -67,6 +70,7 @@ def generate(
                 temperature=temperature,
                 top_p=top_p,
                 seed=seed,
+                perplexity_limit=perplexity_limit,
             )
             for i, some in zip(own, texts, strict=True):
                 rows[i] |= {"response": some[0]} if answers == 1 else {"responses": some}

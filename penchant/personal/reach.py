@@ -6,8 +6,8 @@ sooner than along others. What it costs in nats a token under the LLM as it is, 
     cost(z) = -k (v . z) + h z' K z,
 
 K and v being the first terms of both, known from the LLM's own answers, and k and h two numbers fitted to answers that
-are written under z of all directions and lengths. A person's z is then held where cost(z) <= MOST, at no pass of the
-LLM.
+are written under z of all directions and lengths. A person's z is then held where exp(cost(z)), by how much their
+perplexity grows, is within a limit, at no pass of the LLM.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from penchant.chat import Text, Tokens
+from penchant.errors import InputError
 from penchant.generation import Generator
 from penchant.personal.clap import Clap
 from penchant.personal.groups import Group
 from penchant.personal.reading import in_batches
 
-MOST = math.log(1.1)
+LIMIT = 1.1
 """Perplexity of answers may grow by a tenth."""
-FARTHEST = 3.5
-"""Longest z that is tried, and allowed, as a root of z' K z: by twice the nats."""
+FARTHEST = 5.0
+"""Longest z that is tried, and allowed, as a root of z' K z: by twice the nats. Answers under short ones differ too
+little from the LLM's own to tell h (docs/LOG.md)."""
 FLOOR = 0.01
 """What any unit of z counts at least in K, so that a z which does nothing has an end as well."""
-PROMPTS, DRAWS, LONGEST = 96, 4, 32
+PROMPTS, DRAWS, LONGEST = 96, 8, 32
 """Prompts whose answers are looked at, answers written to each under z and one without, and most tokens of one."""
 
 
@@ -84,13 +86,19 @@ class Reach:
             k, (h,) = 0.0, fitted(features[:, 1:], cost)
         return cls(-k * toward, max(1e-6, h), metric)
 
-    def within(self, z: Tensor) -> Tensor:
-        """z [n, latent], shortened where cost(z) > MOST or it is longer than FARTHEST."""
+    def within(self, z: Tensor, limit: float = LIMIT) -> Tensor:
+        """z [n, latent], shortened where exp(cost(z)) > limit or it is longer than FARTHEST.
+
+        Raises InputError for a limit that is not a number above 1.
+        """
+        if not 1 < limit < math.inf:
+            raise InputError(f"the limit of perplexity is {limit}; give a number above 1, such as {LIMIT}.")
+        most = math.log(limit)
         length = self.length(z)[:, None].clamp_min(1e-9)
         rise = z / length @ self.slope.double()[:, None]
-        # The root of bend l^2 + rise l = MOST, written so that a small bend beside a large rise loses no digits.
-        most = 2 * MOST / (rise + (rise**2 + 4 * self.bend * MOST).sqrt())
-        found: Tensor = z * (most.clamp_max(FARTHEST) / length).clamp_max(1).float()
+        # The root of bend l^2 + rise l = most, written so that a small bend beside a large rise loses no digits.
+        border = 2 * most / (rise + (rise**2 + 4 * self.bend * most).sqrt())
+        found: Tensor = z * (border.clamp_max(FARTHEST) / length).clamp_max(1).float()
         return found
 
 

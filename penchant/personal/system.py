@@ -25,7 +25,7 @@ from penchant.personal.clap_training import ClapSettings, train_clap
 from penchant.personal.encoder import LATENT
 from penchant.personal.groups import Group, check_responses, groups_of
 from penchant.personal.people import KEPT, People
-from penchant.personal.reach import Reach
+from penchant.personal.reach import LIMIT, Reach
 from penchant.personal.reading import save_z
 from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
@@ -181,11 +181,13 @@ class PersonalLLM(People):
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        perplexity_limit: float = LIMIT,
         show_progress: bool = False,
     ) -> list[list[str]]:
         """`answers` texts for each prompt in the taste of a person, or of nobody in particular.
 
-        z is that of `z`, held within `reach`: where answers are about as likely as the LLM's own.
+        z is that of `z`, held within `reach`: where the LLM's perplexity of the answers is expected to be at most
+        `perplexity_limit` times that of its own. More is more of the person, and less like the LLM.
         """
         return self.generator.sample(
             prompts,
@@ -194,7 +196,7 @@ class PersonalLLM(People):
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            z=self.reach.within(self.z(prompts, user_id)),
+            z=self.reach.within(self.z(prompts, user_id), perplexity_limit),
             show_progress=show_progress,
         )
 

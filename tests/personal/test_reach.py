@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from penchant.chat import Tokens
+from penchant.errors import InputError
 from penchant.generation import Generator
 from penchant.personal.clap import Clap
 from penchant.personal.groups import Group, groups_of
-from penchant.personal.reach import DRAWS, FARTHEST, FLOOR, MOST, Reach, first_terms, per_token
+from penchant.personal.reach import DRAWS, FARTHEST, FLOOR, LIMIT, Reach, first_terms, per_token
 from penchant.personal.system import PersonalLLM
 from tests.personal.test_system import PROMPTS, pretrain
 from tests.personal.tiny import ANSWERS, make_clap, opened, prompts
 from tests.tiny_llm import save_tiny_llm
 
 LATENT = 8
+MOST = math.log(LIMIT)
 
 
 def reaches() -> list[Reach]:
@@ -71,12 +73,27 @@ def test_a_z_that_is_too_far_is_held_at_the_border_and_any_other_stays(reach: Re
 def test_answers_may_go_farther_where_they_grow_likelier() -> None:
     reach = plain(torch.tensor([0.1] + [0.0] * (LATENT - 1)), 0.01)
     there, back = (float(reach.within(100 * z[None]).norm()) for z in (reach.slope, -reach.slope))
-    assert there < 1 < 3.4 < back  # likelier is against the slope, a cost
+    assert there < 1 < FARTHEST - 0.1 < back  # likelier is against the slope, a cost
     mild = plain(torch.zeros(LATENT), 0.01)
     assert float(mild.within(100 * reach.slope[None]).norm()) == pytest.approx(math.sqrt(MOST / 0.01), rel=1e-4)
     flipped = plain(-reach.slope, reach.bend)
     z = 100 * directions()
     assert torch.equal(flipped.within(-z), -reach.within(z))
+
+
+def test_a_limit_is_where_the_cost_is_its_logarithm_and_no_limit_is_none() -> None:
+    reach, z = plain(torch.linspace(-0.2, 0.2, LATENT), 0.05), 100 * directions()
+    near, usual, far = (reach.within(z, limit) for limit in (1.01, LIMIT, 1.5))
+    assert torch.equal(usual, reach.within(z))
+    for limit, held in ((1.01, near), (1.5, far)):
+        border = held[reach.length(held) < FARTHEST - 1e-4]
+        assert len(border) > 10
+        assert torch.allclose(cost(reach, border).exp(), torch.tensor(limit, dtype=torch.float64), rtol=1e-4)
+    assert (near.norm(dim=1) <= usual.norm(dim=1) + 1e-6).all()
+    assert (usual.norm(dim=1) <= far.norm(dim=1) + 1e-6).all()
+    for limit in (1.0, 0.5, -1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match=r"limit of perplexity is .*; give a number above 1"):
+            reach.within(z, limit)
 
 
 class Planted:
@@ -258,6 +275,8 @@ def test_a_system_knows_its_reach_again_and_holds_z_in_it(tmp_path: Path, monkey
         z = torch.full((LATENT,), length)
         system.population = z
         system.generate(PROMPTS)
+        system.generate(PROMPTS, perplexity_limit=1.01)
+        assert torch.equal(seen.pop(), system.reach.within(z.expand(len(PROMPTS), -1), 1.01))
         assert torch.equal(system.z(PROMPTS)[0], z)  # what is known of a person stays
         assert torch.equal(seen[-1], system.reach.within(z.expand(len(PROMPTS), -1)))
         assert torch.equal(seen[-1][0], z) != changed
