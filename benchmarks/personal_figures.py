@@ -61,7 +61,8 @@ def figures_of(results: list[Result]) -> dict[str, Any]:
         for r in results
         if "answers" in r and r["job"]["seed"] == 0
     }
-    return {**found, "examples": examples, "compared": _compared(rows)}
+    farther = {name: _compared(rows, name) for name in rows if " limit " in name}
+    return {**found, "examples": examples, "compared": _compared(rows), "compared_farther": farther}
 
 
 def _again(base: dict[Any, Result], seed: int) -> dict[str, float]:
@@ -103,13 +104,13 @@ def _seconds(values: list[float]) -> dict[str, float]:
     return {"seconds": float(np.median(values))}
 
 
-def _compared(rows: dict[str, Any]) -> dict[str, Any]:
+def _compared(rows: dict[str, Any], ours: str = "latent") -> dict[str, Any]:
     """Latent DPO's win rate less that of each rival, where both have the same seeds and people."""
     found = {}
-    for rival in [name for name in rows if name != "latent"]:
-        both = rows.get("latent", {}).keys() & rows[rival].keys()
+    for rival in [name for name in rows if name != ours]:
+        both = rows.get(ours, {}).keys() & rows[rival].keys()
         if both and len({who for _, who in both}) == len(PEOPLE):
-            of = [{key: value for key, value in part.items() if key in both} for part in (rows["latent"], rows[rival])]
+            of = [{key: value for key, value in part.items() if key in both} for part in (rows[ours], rows[rival])]
             found[rival] = _interval([a - b for a, b in zip(_means(of[0], 0), _means(of[1], 0), strict=True)])
     return found
 
@@ -125,6 +126,9 @@ def headline(details: dict[str, Any]) -> dict[str, Any]:
         found[f"seconds_{key}"] = row["seconds"]
     for rival, delta in details["sentiment"]["compared"].items():
         found |= _ended(f"win_latent_minus_{rival.replace(' / ', '_').replace(' ', '_')}", delta)
+    for name, rivals in details["sentiment"]["compared_farther"].items():
+        if "lora" in rivals:
+            found |= _ended(f"win_{name.replace(' / ', '_').replace(' ', '_')}_minus_lora", rivals["lora"])
     if "lora" in methods and "latent" in methods:
         reading = float(np.median([run["seconds_reading"] for run in methods["latent"]["runs"]]))
         found["time_share_of_lora"] = methods["latent"]["seconds"] / methods["lora"]["seconds"]

@@ -321,6 +321,7 @@ def personal_sentiment(record: dict[str, Any]) -> str:
         "ptuning": "DPO, P-tuning",
         "full": "DPO, all weights",
     }
+    names["latent / limit 1.25"] = "Latent DPO, perplexity may grow by a quarter"
     names["latent / read encoder"] = "Latent DPO, all texts read by the encoder"
     names |= {f"latent / latent {size}": f"Latent DPO, z of {size}" for size in (8, 64, 128)}
     names |= {f"latent / flips {share}": f"Latent DPO, {share:.0%} of feedback turned round" for share in (0.2, 0.4)}
@@ -337,6 +338,9 @@ def personal_sentiment(record: dict[str, Any]) -> str:
         win, ratio = (percent(row["win"]), f"{row['perplexity_ratio']:.2f}") if "win" in row else ("", "")
         rows.append([name, str(row["seeds"]), win, *each, ratio, f"{row['seconds']:.1f}"])
     about = ["Answers that win over the unadapted LLM's under the person's score; in brackets the perplexity."]
+    for name, rivals in {"latent": found["compared"], **found["compared_farther"]}.items():
+        if "lora" in rivals:
+            about.append(f"{names[name].strip('*')}, minus LoRA: {points(rivals['lora'])}.")
     if sizes := {z.get("latent", 32): z for z in found["z"] if z["adapter"] == "shift"}:
         told = (f"{z['contrastive_accuracy']:.0%} (size {size})" for size, z in sorted(sizes.items()))
         about.append(f"Unseen answers told apart from the others to their prompt by their z: {', '.join(told)}.")
