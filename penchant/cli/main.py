@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted (and
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,15 @@ def add_verbs(parent: ArgumentParser, known: Mapping[str, Verb | dict[str, Verb]
             one = Parser(description=(verb.__doc__ or "").split("\n\n")[0])
             one.add_argument("--config", action="config", help="YAML file with any of the arguments")
             one.add_function_arguments(verb, as_positional=True)
+            for argument in positionals(verb):  # by name, too: --data FILE
+                one.add_argument(f"--{argument}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
             commands.add_subcommand(name, one, help=first_line(verb))
+
+
+def positionals(verb: Verb) -> list[str]:
+    """The arguments that stand without a name on the command line."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [name for name, each in inspect.signature(verb).parameters.items() if each.kind is kind]
 
 
 def first_line(verb: Verb) -> str:
