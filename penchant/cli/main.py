@@ -24,6 +24,7 @@ ACTION = "action"
 def verbs() -> Verbs:
     """Imported here, so that `penchant --help` does not wait for torch twice over."""
     from penchant.cli.align import align
+    from penchant.cli.best_of_n import best_of_n
     from penchant.cli.cache import cache
     from penchant.cli.codes import codes
     from penchant.cli.demo import demo
@@ -38,9 +39,9 @@ def verbs() -> Verbs:
     from penchant.cli.score import score
     from penchant.cli.train import train
 
-    models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes)
+    models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, best_of_n, align, codes)
     alone: tuple[Verb, ...] = (*models, export, report, cache, demo)
-    return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS, "personal": PERSONAL_VERBS}
+    return {**{f.__name__.replace("_", "-"): f for f in alone}, "sae": SAE_VERBS, "personal": PERSONAL_VERBS}
 
 
 class Parser(ArgumentParser):
