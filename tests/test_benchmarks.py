@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from penchant import RewardModel
 from penchant.cli.main import main
@@ -275,6 +276,13 @@ class TestCommand:
         assert "<script>" not in page
         assert "No accuracy was measured" not in page
 
+    def test_a_printed_config_has_the_data_that_were_named(self, work: Path, capsys: Any) -> None:
+        asked = ["evaluate", "model", "--benchmark", "rewardbench2", "--data", "rows.jsonl", "--print_config"]
+        with pytest.raises(SystemExit):
+            main(asked)
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert (printed["data"], printed["benchmark"]) == ("rows.jsonl", "rewardbench2")
+
     def test_without_a_name_the_data_still_come_second(self, work: Path, capsys: Any) -> None:
         asked = ["evaluate", "model", "--benchmark", "rewardbench2", "--out"]
         assert main([*asked, "named", "--data", "rows.jsonl"]) == main([*asked, "second", "rows.jsonl"]) == 0
@@ -284,7 +292,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--benchmark", "rewardbench2"], "data"),
+            (["--benchmark", "rewardbench2"], "the following arguments are required: evaluate.data"),
             (["rows.jsonl", "--benchmark", "rewardbench"], "row 0 of rows.jsonl (line 1): column"),
             (["rows.jsonl", "--benchmark", "rewardbench3"], "rewardbench3"),
             (["rows.jsonl", "--benchmark", "rewardbench2", "--gold", "g"], "--gold is for pairs"),

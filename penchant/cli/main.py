@@ -71,8 +71,8 @@ def add_verbs(parent: ArgumentParser, known: Mapping[str, Verb | dict[str, Verb]
             one = Parser(description=(verb.__doc__ or "").split("\n\n")[0])
             one.add_argument("--config", action="config", help="YAML file with any of the arguments")
             one.add_function_arguments(verb, as_positional=True)
-            for argument in positionals(verb):  # by name, too: --data FILE
-                one.add_argument(f"--{argument}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            for argument in positionals(verb)[-1:]:  # `evaluate MODEL --data FILE`; others would leave a gap
+                one.add_argument(f"--{argument}", default=argparse.SUPPRESS, help="the last argument by its name")
             commands.add_subcommand(name, one, help=first_line(verb))
 
 
