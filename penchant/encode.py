@@ -223,8 +223,22 @@ def encode_texts(
 
     Raises InputError for a response the chat template refuses, named rows[i] (or i).
     """
-    store = store if store is not None else MemoryStore()
     tokens = backbone.chat.encode(prompts, responses, rows)
+    return encode_tokens(backbone, tokens, views, store, token_budget=token_budget, label=label, cost=cost)
+
+
+def encode_tokens(
+    backbone: Backbone,
+    tokens: Sequence[Tokens],
+    views: tuple[str, ...],
+    store: LatentStore | None = None,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    label: str | None = None,
+    cost: Cost | None = None,
+) -> NDArray[np.float32]:
+    """`encode_texts` of what the backbone's chat made of the texts."""
+    store = store if store is not None else MemoryStore()
     recipe = backbone.recipe(views)
     if not tokens:
         return np.zeros((0, recipe.dim), np.float32)
@@ -321,7 +335,7 @@ def _span_means(states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     return torch.stack([states[a:b].sum(0) / max(1, b - a) for a, b in spans])
 
 
-def _expected_tokens(tokens: list[Tokens], store: LatentStore, done: int, scale: float) -> int:
+def _expected_tokens(tokens: Sequence[Tokens], store: LatentStore, done: int, scale: float) -> int:
     """Tokens the whole run will put through the model, guessed from those seen so far."""
     unique = {item.key: item for item in tokens}
     missing = [item for item, have in zip(unique.values(), store.has(stack_keys(unique)), strict=True) if not have]

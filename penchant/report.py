@@ -10,6 +10,7 @@ metrics.json, where FIGURE is {value, low, high, n}:
     recipe          Recipe.to_dict()
     backbone        {name, dtype, dtype_reason, layers_run, parameters}
     head            {name, views, strength, parameters, tried [{views, head, strength, cv_accuracy, chosen}]}
+    benchmark       see `report_benchmark`; instead of the next line
     accuracy, baselines, over_baseline, calibration, length_bias, best_of_n, mistakes    see `evaluate_scores`
     synthesis       {kind, arguments, factor, real, unlabelled, says, collapsed,
                     diagnostics {reconstruction_share, reconstruction_on, kl_by_dimension, active_units, seconds,
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from penchant.report_benchmark import benchmark, benchmark_average, benchmark_headline
 from penchant.report_html import (
     Section,
     count,
@@ -60,8 +62,8 @@ from penchant.report_synthesis import synthesis
 
 def write_report(metrics: Metrics, path: str | Path) -> Path:
     """Write the page for `metrics` (the contents of metrics.json) to the file `path`, and return that path."""
-    makers = (setting, accuracy, sources, tried, synthesis, curve, calibration, length, best_of_n, mistakes, cost)
-    sections = [made for make in makers if (made := make(metrics))]
+    judged = (accuracy, sources, tried, synthesis, curve, calibration, length, best_of_n, mistakes)
+    sections = [made for make in (setting, benchmark, *judged, cost) if (made := make(metrics))]
     title = escape(metrics.get("title") or "Reward model")
     return write_page(title, headline(metrics) + tiles(metrics), sections, versions(metrics), path)
 
@@ -70,7 +72,7 @@ def headline(metrics: Metrics) -> str:
     """The result in one sentence of plain words, and a warning where it does not hold up."""
     overall = part(metrics, "accuracy", "overall")
     if not finite(overall.get("value")):
-        return '<p class="headline">No accuracy was measured in this run.</p>'
+        return benchmark_headline(metrics) or '<p class="headline">No accuracy was measured in this run.</p>'
     sentence = f"Right on <em>{percent(overall['value'])}</em> of {count(overall.get('n'))} held-out pairs"
     sentence += f" ({interval(overall)})"
     longer = part(metrics, "baselines", "longer text")
@@ -115,7 +117,10 @@ def tiles(metrics: Metrics) -> str:
     """The few figures to remember."""
     overall, best = part(metrics, "accuracy", "overall"), best_baseline(metrics)
     fitted, spent = part(metrics, "calibration"), part(metrics, "cost")
-    found = [("Accuracy", percent(overall.get("value")), f"95% interval {interval(overall)}")]
+    named = "Accuracy"
+    if benchmarked := benchmark_average(metrics):
+        named, overall = "Average", benchmarked
+    found = [(named, percent(overall.get("value")), f"95% interval {interval(overall)}")]
     if best:
         found.append(("Best baseline", percent(best[1]["value"]), escape(best[0])))
     if fitted:

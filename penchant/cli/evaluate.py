@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from penchant.benchmark_run import benchmark_run, benchmark_summary
 from penchant.encode import TOKEN_BUDGET
+from penchant.errors import InputError
+from penchant.evaluate.benchmark_rows import Benchmark, read_items
 from penchant.pairs import load_pairs
 from penchant.reward_model import RewardModel
 from penchant.runs import Run, evaluate_run, summary
@@ -14,6 +17,7 @@ def evaluate(
     reward_model: str,
     data: str,
     *,
+    benchmark: Benchmark | None = None,
     out: str | None = None,
     columns: dict[str, str] | None = None,
     on_bad: Literal["error", "skip"] = "error",
@@ -24,11 +28,14 @@ def evaluate(
     token_budget: int = TOKEN_BUDGET,
     seed: int = 0,
 ) -> None:
-    """Evaluate a trained reward model on preference pairs, next to its baselines.
+    """Evaluate a trained reward model on preference pairs, next to its baselines, or on a published benchmark.
 
     Args:
         reward_model: folder of the model (or hub id).
-        data: hub id, file or folder with preference pairs.
+        data: hub id, file or folder with preference pairs, or with rows of the benchmark; also as --data.
+        benchmark: what the rows are instead of pairs: RewardBench (prompt, chosen, rejected, subset), RewardBench 2
+            (prompt, lists of chosen and rejected, subset, id), RM-Bench (prompt, three chosen, three rejected, domain)
+            or best-of-n (prompt, chosen, a list of rejected); scored as the benchmark's authors do.
         out: folder of the run: metrics.json, config.yaml, report.html; runs/TIME-evaluate by default.
         columns: the data's column names for ours, for example {question: prompt, win: chosen}.
         on_bad: stop at the first bad row, or skip bad rows, count them and list them in a file.
@@ -41,10 +48,20 @@ def evaluate(
     """
     config = dict(locals())
     rm = RewardModel.from_pretrained(reward_model)
+    if benchmark is not None and gold is not None:
+        raise InputError("--gold is for pairs, and a benchmark has its own measure; leave one of them out")
     run = Run(out, "evaluate", config)
     skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
-    pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)
-    metrics = evaluate_run(rm, pairs, data, cache=cache, token_budget=token_budget, gold=gold, seed=seed)
+    if benchmark is not None:
+        rows = read_items(
+            data, benchmark, columns=columns, on_bad=on_bad, split=split, limit=limit, skipped_file=skipped
+        )
+        metrics = benchmark_run(rm, benchmark, rows, data, cache=cache, token_budget=token_budget, seed=seed)
+        says = benchmark_summary(metrics)
+    else:
+        pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)
+        metrics = evaluate_run(rm, pairs, data, cache=cache, token_budget=token_budget, gold=gold, seed=seed)
+        says = summary(metrics)
     report = run.finish({"title": f"{reward_model} on {data}", **metrics})
-    print(summary(metrics))
+    print(says)
     print(f"report: {report}")

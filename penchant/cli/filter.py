@@ -51,19 +51,19 @@ def filter(  # the verb's name
     """
     if confidence is not None and keep is not None:
         raise InputError("--keep takes the place of --confidence; give one of them")
-    _check_target(Path(out), Path(data))
+    check_target(Path(out), Path(data))
     rule = Rule(0.7 if confidence is None else confidence, spread_limit, keep, relabel)
     rm = RewardModel.from_pretrained(reward_model)
     rule.check(rm)
     skipped = Path(out).with_suffix(".skipped.jsonl") if on_bad == "skip" else None
     if skipped is not None:
-        _check_target(skipped, Path(data))
+        check_target(skipped, Path(data))
     rows = read_rows(data, columns=columns, on_bad=on_bad, split=split, limit=limit, skipped_file=skipped)
     print(filter_pairs(rm, rows, out, rule, cache=cache, token_budget=token_budget).says)
     print(out)
 
 
-def _check_target(out: Path, data: Path) -> None:
+def check_target(out: Path, data: Path) -> None:
     """Raise InputError where `out` cannot be written, or where that would change the data."""
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {str(out.parent)!r} to write into; make it or choose another --out")

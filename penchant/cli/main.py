@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 wrong input (one sentence on stderr), 130 interrupted (and
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ ACTION = "action"
 def verbs() -> Verbs:
     """Imported here, so that `penchant --help` does not wait for torch twice over."""
     from penchant.cli.align import align
+    from penchant.cli.best_of_n import best_of_n
     from penchant.cli.cache import cache
     from penchant.cli.codes import codes
     from penchant.cli.demo import demo
@@ -37,9 +39,9 @@ def verbs() -> Verbs:
     from penchant.cli.score import score
     from penchant.cli.train import train
 
-    models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes)
+    models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, best_of_n, align, codes)
     alone: tuple[Verb, ...] = (*models, export, report, cache, demo)
-    return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS, "personal": PERSONAL_VERBS}
+    return {**{f.__name__.replace("_", "-"): f for f in alone}, "sae": SAE_VERBS, "personal": PERSONAL_VERBS}
 
 
 class Parser(ArgumentParser):
@@ -69,7 +71,15 @@ def add_verbs(parent: ArgumentParser, known: Mapping[str, Verb | dict[str, Verb]
             one = Parser(description=(verb.__doc__ or "").split("\n\n")[0])
             one.add_argument("--config", action="config", help="YAML file with any of the arguments")
             one.add_function_arguments(verb, as_positional=True)
+            for argument in positionals(verb)[-1:]:  # `evaluate MODEL --data FILE`; others would leave a gap
+                one.add_argument(f"--{argument}", default=argparse.SUPPRESS, help="the last argument by its name")
             commands.add_subcommand(name, one, help=first_line(verb))
+
+
+def positionals(verb: Verb) -> list[str]:
+    """The arguments that stand without a name on the command line."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [name for name, each in inspect.signature(verb).parameters.items() if each.kind is kind]
 
 
 def first_line(verb: Verb) -> str:

@@ -13,6 +13,7 @@ from penchant.chat import Text
 from penchant.cli.lines import Lines, check_data, over_lines, put_scores
 from penchant.cli.score import REMEDY
 from penchant.errors import InputError
+from penchant.judge import by_person
 from penchant.latents import Array
 from penchant.pair_checks import BadRow, label
 from penchant.personal.people import PEOPLE
@@ -60,7 +61,7 @@ def generate(
     loaded = PersonalLLM.load(system)
 
     def work(rows: Lines) -> None:
-        for who, own in by_person([user_id or row.get("user_id") for row in rows]):
+        for who, own in by_person([user_id or row.get("user_id") for row in rows]).items():
             asked: list[Text] = [rows[i][prompt] for i in own]
             texts = loaded.generate(
                 asked,
@@ -108,7 +109,7 @@ def score(
     def work(rows: Lines) -> None:
         def scorer(asked: list[Text], answers: list[Text], owner: list[int]) -> Array:
             found = np.zeros(len(asked), np.float32)
-            for who, own in by_person([user_id or rows[i].get("user_id") for i in owner]):
+            for who, own in by_person([user_id or rows[i].get("user_id") for i in owner]).items():
                 found[own] = loaded.score([asked[i] for i in own], [answers[i] for i in own], who)
             return found
 
@@ -143,14 +144,6 @@ def checked(known: Users, user_id: str | None, check: Check) -> Check:
         return row
 
     return both
-
-
-def by_person(people: list[str | None]) -> list[tuple[str | None, list[int]]]:
-    """Each person with the places where they stand."""
-    found: dict[str | None, list[int]] = {}
-    for place, who in enumerate(people):
-        found.setdefault(who, []).append(place)
-    return list(found.items())
 
 
 def users(
