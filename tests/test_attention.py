@@ -60,6 +60,21 @@ def test_equals_each_sequence_alone(
     assert at == total
 
 
+def test_a_part_has_the_same_bits_in_any_pack() -> None:
+    torch.manual_seed(0)
+    prompt, own, others = 37, 29, [3, 140, 18]
+    length = prompt + own + sum(others)
+    q, k, v = (torch.randn(1, 4, length, 16).to(torch.bfloat16) for _ in range(3))
+    alone = slice(0, prompt + own)
+    with attending(Pack(tree_blocks([(prompt, [own])]))):
+        expected = tree_attention(nn.Identity(), q[:, :, alone], k[:, :, alone], v[:, :, alone], None)[0][0]
+    order = torch.tensor([*range(prompt), *range(prompt + own, length), *range(prompt, prompt + own)])  # ours last
+    with attending(Pack(tree_blocks([(prompt, [*others, own])]))):
+        packed = tree_attention(nn.Identity(), q[:, :, order], k[:, :, order], v[:, :, order], None)[0][0]
+    assert torch.equal(packed[:prompt], expected[:prompt])
+    assert torch.equal(packed[-own:], expected[prompt:])
+
+
 def test_sinks_are_refused() -> None:
     q = torch.randn(1, 2, 3, 4)
     with attending(Pack(tree_blocks([(3, [])]))), pytest.raises(NotImplementedError):
