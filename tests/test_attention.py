@@ -60,11 +60,13 @@ def test_equals_each_sequence_alone(
     assert at == total
 
 
-def test_a_part_has_the_same_bits_in_any_pack() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_part_has_the_same_bits_in_any_pack(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    prompt, own, others = 37, 29, [3, 140, 18]
+    prompt, own, others = 48, 104, [66, 140, 11]
     length = prompt + own + sum(others)
-    q, k, v = (torch.randn(1, 4, length, 16).to(torch.bfloat16) for _ in range(3))
+    q = torch.randn(1, 9, length, 64).to(dtype)
+    k, v = (torch.randn(1, 3, length, 64).to(dtype) for _ in range(2))
     alone = slice(0, prompt + own)
     with attending(Pack(tree_blocks([(prompt, [own])]))):
         expected = tree_attention(nn.Identity(), q[:, :, alone], k[:, :, alone], v[:, :, alone], None)[0][0]
