@@ -1,8 +1,8 @@
 """What the server gains over answering one request after the other, on loopback, with the embedded LLM.
 
-Two servers of the same HTTP stack serve the same reward model, trained on the demo's pairs: `penchant serve`, and a plain
-loop, in which a request takes a lock and calls `RewardModel.score`. Clients keep one connection each and ask again as
-soon as they are answered. Three kinds of load, of texts that were never asked for before:
+Two servers of the same HTTP stack serve the same reward model, trained on the demo's pairs: `penchant serve`, and a
+plain loop, in which a request takes a lock and calls `RewardModel.score`. Clients keep one connection each and ask
+again as soon as they are answered. Three kinds of load, of texts that were never asked for before:
 
     distinct   every request has a prompt of its own and one answer
     groups     eight answers to each prompt, each a request of its own, as verl's GRPO asks
