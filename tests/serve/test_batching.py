@@ -41,8 +41,10 @@ class Gated:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Gated:
-    return Gated(monkeypatch)
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+    made = Gated(monkeypatch)
+    yield made
+    made.may_run.set()
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_a_batch_holds_no_more_than_the_budget(batcher: Batcher, gate: Gated) ->
 def test_a_full_queue_says_when_to_come_back(batcher: Batcher, gate: Gated) -> None:
     batcher.submit(tokens(batcher, ("first", "one")))
     assert gate.began.acquire(timeout=SECONDS)
-    long = tokens(batcher, *((f"prompt {i}", "hello " * 20) for i in range(40)))
+    long = tokens(batcher, *((f"prompt {i}", "hello there " * 40) for i in range(40)))
     accepted = batcher.submit(long)  # however long, where nothing waits
     with pytest.raises(Refused) as busy:
         batcher.submit(tokens(batcher, ("another", "one")))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from penchant import RewardModel, load_pairs
+from penchant.cli.main import main
 from penchant.serve.app import create_app
 from penchant.serve.server import Server
 from penchant.serve.service import Service
@@ -55,13 +54,14 @@ def test_equal_while_others_are_batched_along(model_folder: Path, rm: RewardMode
         assert ask_all(server.url, rows, 4) == wanted  # from the cache
 
 
-def test_equal_to_the_command_line(model_folder: Path, client: TestClient, tmp_path: Path) -> None:
+def test_equal_to_the_command_line(
+    model_folder: Path, client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"prompt": row["prompt"], "response": row["responses"]} for row in rows_of(12, seed=1)]
     lines = tmp_path / "answers.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    command = [sys.executable, "-m", "penchant", "score", str(model_folder), str(lines)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for line, row in zip(out.splitlines(), rows, strict=True):
+    assert main(["score", str(model_folder), str(lines)]) == 0
+    for line, row in zip(capsys.readouterr().out.splitlines(), rows, strict=True):
         body = {"prompt": row["prompt"], "responses": row["response"]}
         assert client.post("/score", json=body).json()["scores"] == json.loads(line)["score"]
 
