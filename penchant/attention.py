@@ -23,8 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 TREE_ATTENTION = "penchant_tree"
 BLOCK = 128
-"""Query rows worked on at once: large enough for full matrix-product speed, small enough that little of the causal
-triangle is computed in vain."""
+"""Query rows of one part (a prompt, a response) worked on at once: large enough for full matrix-product speed, small
+enough that little of the causal triangle is computed in vain."""
 LANES = 32
 """Keys are padded to a multiple of this: bf16 softmax is four times slower on rows that end inside a vector."""
 
@@ -50,30 +50,32 @@ class Block:
 
 
 def tree_blocks(lengths: list[tuple[int, list[int]]], device: torch.device | None = None) -> list[Block]:
-    """Blocks for a pack of trees, each given as (prompt length, response lengths), in the pack's order."""
+    """Blocks for a pack of trees, each given as (prompt length, response lengths), in the pack's order.
+
+    No block holds rows of two parts (a prompt, a response), so that the shapes a part's rows are computed in are its
+    own: its numbers do not depend on what else is in the pack.
+    """
     blocks = []
     origin = 0
     for prompt, responses in lengths:
-        segment = np.repeat(np.arange(len(responses) + 1), [prompt, *responses])
-        position = np.concatenate([np.arange(prompt), *(prompt + np.arange(r) for r in responses)])
-        starts = np.cumsum([0, prompt, *responses])[:-1]
-        for first in range(0, len(segment), BLOCK):
-            rows = np.arange(first, min(first + BLOCK, len(segment)))
-            own = starts[segment[first]]
-            keys = np.concatenate([np.arange(min(prompt, own)), np.arange(own, rows[-1] + 1)])
-            visible = (segment[keys] == 0) | (segment[keys] == segment[rows, None])
-            distance = np.where(visible, position[rows, None] - position[keys], -1)
-            spare = -len(keys) % LANES
-            keys = np.pad(keys, (0, spare), mode="edge") + origin
-            distance = np.pad(distance, ((0, 0), (0, spare)), constant_values=-1)
-            blocks.append(
-                Block(
-                    slice(origin + first, origin + int(rows[-1]) + 1),
-                    torch.as_tensor(keys, device=device),
-                    torch.as_tensor(np.maximum(distance, -1), device=device),
+        own, before = origin, 0  # where the part begins in the pack, and how many tokens of the prompt it sees
+        for length in (prompt, *responses):
+            for first in range(0, length, BLOCK):
+                rows = np.arange(first, min(first + BLOCK, length))
+                keys = np.concatenate([origin + np.arange(before), own + np.arange(rows[-1] + 1)])
+                distance = before + rows[:, None] - np.arange(len(keys))
+                spare = -len(keys) % LANES
+                keys = np.pad(keys, (0, spare), mode="edge")
+                distance = np.pad(distance, ((0, 0), (0, spare)), constant_values=-1)
+                blocks.append(
+                    Block(
+                        slice(own + first, own + int(rows[-1]) + 1),
+                        torch.as_tensor(keys, device=device),
+                        torch.as_tensor(np.maximum(distance, -1), device=device),
+                    )
                 )
-            )
-        origin += len(segment)
+            own, before = own + length, prompt
+        origin = own
     return blocks
 
 

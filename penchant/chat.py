@@ -114,24 +114,12 @@ class Chat:
         Raises InputError for a row that the template refuses or whose response has no tokens, named rows[i] (or i).
         """
         rows = rows if rows is not None else range(len(prompts))
-        return self._encoded([self._split(row, p, r) for row, p, r in zip(rows, prompts, responses, strict=True)], rows)
+        cut = [self._split(row, p, r) for row, p, r in zip(rows, prompts, responses, strict=True)]
+        return self.encode_rendered(cut, rows)
 
-    def encode_rendered(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Tokens]:
-        """As `encode`, of prompts that the chat template has rendered already, up to where the answer begins.
-
-        A response may bring its end along; one that does not gets the template's. InputError for one without tokens.
-        """
-        after = self._split(0, "a", "a")[1].partition("a")[2]
-        starts = [prompt.removesuffix(self._thought) for prompt in prompts]
-        ended = [not self._ends.isdisjoint(ids) for ids in self._ids(list(responses))]
-        whole = [text if has_end else text + after for text, has_end in zip(responses, ended, strict=True)]
-        return self._encoded(list(zip(starts, whole, strict=True)), range(len(prompts)))
-
-    def is_rendered(self, prompt: str) -> bool:
-        """Whether the chat template has been there already: the text has special tokens in it."""
-        return self.has_template and not self._special.isdisjoint(self._ids([prompt])[0])
-
-    def _encoded(self, texts: list[tuple[str, str]], rows: Sequence[int]) -> list[Tokens]:
+    def encode_rendered(self, texts: Sequence[tuple[str, str]], rows: Sequence[int] | None = None) -> list[Tokens]:
+        """As `encode`, for what `render` gives: texts that are rendered and cut at the boundary already."""
+        rows = rows if rows is not None else range(len(texts))
         unique = list(dict.fromkeys(prompt for prompt, _ in texts))
         prompt_ids = {text: self._bos + ids for text, ids in zip(unique, self._ids(unique), strict=True)}
         response_ids = self._ids([response for _, response in texts], self._anchor)

@@ -13,7 +13,8 @@ from penchant.chat import Text, Tokens
 from penchant.encode import TOKEN_BUDGET, Cost, LatentStore, encode_tokens
 from penchant.errors import InputError
 from penchant.personal.people import People
-from penchant.personal.system import WEIGHTS, PersonalLLM
+from penchant.personal.scoring import PersonalRewards
+from penchant.personal.system import WEIGHTS
 from penchant.reward_model import RewardModel
 
 
@@ -24,16 +25,18 @@ class Judge:
     reward model is one for all.
     """
 
-    def __init__(self, model: RewardModel | People) -> None:
+    def __init__(self, model: RewardModel | People | PersonalRewards) -> None:
         """InputError for people without rewards."""
-        self.people = model if isinstance(model, People) else None
-        self.rewards = model.rewards_of() if isinstance(model, People) else model
+        self.people = None if isinstance(model, RewardModel) else model
+        self.rewards = model if isinstance(model, RewardModel) else model.rewards_of()
         self._turn = threading.Lock()
 
     @classmethod
     def load(cls, name: str | Path) -> Judge:
         """From the folder (or hub id) of a reward model, or the folder of a personal LLM; InputError for neither."""
-        return cls(PersonalLLM.load(name) if (Path(name) / WEIGHTS).is_file() else RewardModel.from_pretrained(name))
+        return cls(
+            PersonalRewards.load(name) if (Path(name) / WEIGHTS).is_file() else RewardModel.from_pretrained(name)
+        )
 
     def score(
         self,

@@ -60,6 +60,23 @@ def test_equals_each_sequence_alone(
     assert at == total
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_part_has_the_same_bits_in_any_pack(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    prompt, own, others = 48, 104, [66, 140, 11]
+    length = prompt + own + sum(others)
+    q = torch.randn(1, 9, length, 64).to(dtype)
+    k, v = (torch.randn(1, 3, length, 64).to(dtype) for _ in range(2))
+    alone = slice(0, prompt + own)
+    with attending(Pack(tree_blocks([(prompt, [own])]))):
+        expected = tree_attention(nn.Identity(), q[:, :, alone], k[:, :, alone], v[:, :, alone], None)[0][0]
+    order = torch.tensor([*range(prompt), *range(prompt + own, length), *range(prompt, prompt + own)])  # ours last
+    with attending(Pack(tree_blocks([(prompt, [*others, own])]))):
+        packed = tree_attention(nn.Identity(), q[:, :, order], k[:, :, order], v[:, :, order], None)[0][0]
+    assert torch.equal(packed[:prompt], expected[:prompt])
+    assert torch.equal(packed[-own:], expected[prompt:])
+
+
 def test_sinks_are_refused() -> None:
     q = torch.randn(1, 2, 3, 4)
     with attending(Pack(tree_blocks([(3, [])]))), pytest.raises(NotImplementedError):

@@ -275,17 +275,3 @@ def test_real_pairs_give_the_ids_of_the_whole_template(smol: Any, shared_data: P
             assert tokens.response[-1] == tok.convert_tokens_to_ids("<|im_end|>")
             assert tok.decode(tokens.prompt).endswith("<|im_start|>assistant\n")
             assert tok.decode(tokens.response[:-1]) == row[side][0]["content"]
-
-
-@pytest.mark.parametrize("template", [tiny.CHATML, None])
-def test_what_is_rendered_already_becomes_the_same_ids(template: str | None) -> None:
-    """Also where the answer brings its end along, and with a conversation before it."""
-    chat = Chat(tiny.tokenizer(template, bos=template is None))
-    prompts: list[Any] = ["say hello", [{"role": "user", "content": "hello"}]]
-    plain = chat.encode(prompts, ["hello there", "no"])
-    starts = [chat.render(prompt, "a")[0] for prompt in prompts]
-    for end in ("", "<|im_end|>\n"):
-        found = chat.encode_rendered(starts, [text + (end if template else "") for text in ("hello there", "no")])
-        assert [item.key for item in found] == [item.key for item in plain]
-    assert [chat.is_rendered(start) for start in starts] == [template is not None] * 2
-    assert not chat.is_rendered("say hello")

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from penchant.errors import InputError
 from penchant.integrations import judge_of_environment
+from penchant.rendered import Rendered
 
 
 def reward_func(
@@ -28,29 +28,16 @@ def reward_func(
         {"rewards", "scores", "extra_logs"}: float32 [n] tensors; both are the reward model's scores, and the log holds
         whether a query lost its start to `max_length`.
 
-    Raises InputError where the environment names no model, or a query does not begin with its prompt.
+    Raises InputError where the environment names no model, or a query cannot be cut into prompt and answer.
     """
     judge = judge_of_environment()
-    answers = [answer(row, query, prompt) for row, (query, prompt) in enumerate(zip(queries, prompts, strict=True))]
     chat = judge.rewards.backbone.chat
-    tokens = [
-        (chat.encode_rendered if chat.is_rendered(prompt) else chat.encode)([prompt], [given])[0]
-        for prompt, given in zip(prompts, answers, strict=True)
-    ]
+    rendered = Rendered(chat)
+    cut = [rendered.cut(*both, f"query {row}") for row, both in enumerate(zip(queries, prompts, strict=True))]
+    tokens = chat.encode_rendered(cut)
     people = None
     if judge.people is not None and labels is not None:
         people = [str(label) if label not in (None, "") else None for label in labels]
     rewards = torch.from_numpy(judge.score_tokens(tokens, people))
     truncated = torch.tensor([float(item.cut > 0) for item in tokens])
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"truncated": truncated}}
-
-
-def answer(row: int, query: str, prompt: str) -> str:
-    """What follows the prompt; a BOS token may stand before it."""
-    before, found, given = query.partition(prompt)
-    if not found or len(before) > len("<|begin_of_text|>"):
-        raise InputError(
-            f"query {row} does not begin with its prompt; a prompt that the trainer cuts or rewrites cannot be scored,"
-            " so leave it room (--prompt_max_len)"
-        )
-    return given

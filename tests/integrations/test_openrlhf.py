@@ -13,6 +13,7 @@ import torch
 import penchant.integrations.openrlhf as file
 from penchant import RewardModel
 from penchant.errors import InputError
+from penchant.judge import Judge
 from penchant.personal.system import PersonalLLM
 
 PROMPTS = ["Name a river.", "Name a song."]
@@ -56,6 +57,13 @@ def test_rendered_prompts_are_not_rendered_twice(environment: Path, reward_func:
     assert torch.equal(reward_func([f"<s>{q}" for q in queries], prompts, None)["rewards"], expected)
 
 
+def test_an_empty_answer_gets_the_score_of_its_end(environment: Path, reward_func: Any) -> None:
+    rm = RewardModel.from_pretrained(environment)
+    start = rendered(rm, PROMPTS[0])
+    found = [reward_func([start + end], [start], [None])["rewards"].item() for end in ("", "<|im_end|>")]
+    assert found == [Judge(rm).score(PROMPTS[:1], [""])[0]] * 2
+
+
 def test_a_rendered_conversation_keeps_its_turns(environment: Path, reward_func: Any) -> None:
     rm = RewardModel.from_pretrained(environment)
     talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
@@ -89,7 +97,7 @@ def test_labels_say_in_whose_taste(people: Path, reward_func: Any, monkeypatch: 
 def test_wrong_input_is_one_sentence(
     environment: Path, reward_func: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="query 0 does not begin with its prompt"):
+    with pytest.raises(InputError, match="query 0 is not in this model's chat format"):
         reward_func(["of the prompt. Answer"], ["A cut start of the prompt."], [None])
     monkeypatch.setenv("PENCHANT_REWARD_MODEL", str(tmp_path))
     with pytest.raises(InputError, match="there is no reward model in"):
