@@ -114,7 +114,12 @@ class Chat:
         Raises InputError for a row that the template refuses or whose response has no tokens, named rows[i] (or i).
         """
         rows = rows if rows is not None else range(len(prompts))
-        texts = [self._split(row, p, r) for row, p, r in zip(rows, prompts, responses, strict=True)]
+        cut = [self._split(row, p, r) for row, p, r in zip(rows, prompts, responses, strict=True)]
+        return self.encode_rendered(cut, rows)
+
+    def encode_rendered(self, texts: Sequence[tuple[str, str]], rows: Sequence[int] | None = None) -> list[Tokens]:
+        """As `encode`, for what `render` gives: texts that are rendered and cut at the boundary already."""
+        rows = rows if rows is not None else range(len(texts))
         unique = list(dict.fromkeys(prompt for prompt, _ in texts))
         prompt_ids = {text: self._bos + ids for text, ids in zip(unique, self._ids(unique), strict=True)}
         response_ids = self._ids([response for _, response in texts], self._anchor)

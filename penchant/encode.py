@@ -118,7 +118,7 @@ def encode(
     start = time.perf_counter()
     missing_now = _still_missing(batches, store)
     for batch, latents in run_batches(backbone, missing_now, lambda batch: batch_latents(backbone, recipe, batch)):
-        _check_finite(batch, latents, recipe)
+        check_batch(batch, latents, recipe)
         store.write(batch.keys, latents)
         cost.unique_tokens += batch.tokens
         if progress is not None:
@@ -149,9 +149,9 @@ def encode_pairs(
     )
     optional = {name: _column(pairs, name) for name in ("margin", "user_id", "source") if name in pairs.column_names}
     return LatentPairs(
-        chosen=_read(store, recipe, keys["chosen"], keys["prompt"]),
-        rejected=_read(store, recipe, keys["rejected"], keys["prompt"]),
-        prompt=_read(store, recipe, keys["prompt"], keys["prompt"]),
+        chosen=read_latents(store, recipe, keys["chosen"], keys["prompt"]),
+        rejected=read_latents(store, recipe, keys["rejected"], keys["prompt"]),
+        prompt=read_latents(store, recipe, keys["prompt"], keys["prompt"]),
         recipe=recipe,
         group=prompt_groups(pairs),
         meta=cost.to_dict(),
@@ -233,10 +233,10 @@ def encode_texts(
             bar.total = _expected_tokens(tokens, store, 0, 1.0)
         encode(backbone, recipe.stored, tokens, store, token_budget=token_budget, cost=cost, progress=bar)
     keys = (stack_keys(getattr(item, name) for item in tokens) for name in ("key", "prompt_key"))
-    return _read(store, recipe, *keys)
+    return read_latents(store, recipe, *keys)
 
 
-def _read(store: LatentStore, recipe: Recipe, keys: Keys, prompt_keys: Keys) -> NDArray[np.float32]:
+def read_latents(store: LatentStore, recipe: Recipe, keys: Keys, prompt_keys: Keys) -> NDArray[np.float32]:
     """Latents [n, recipe.dim]: each row's own views, and its prompt's own where a view is of the prompt."""
     latents = store.read(keys)
     if recipe == recipe.stored:
@@ -303,7 +303,8 @@ def batch_latents(backbone: Backbone, recipe: Recipe, batch: Batch) -> NDArray[n
     return np.ascontiguousarray(torch.cat(parts, 1).cpu().numpy(), dtype=np.float32)
 
 
-def _check_finite(batch: Batch, latents: NDArray[np.float32], recipe: Recipe) -> None:
+def check_batch(batch: Batch, latents: NDArray[np.float32], recipe: Recipe) -> None:
+    """InputError for latents of a batch that are not finite."""
     bad = int((~np.isfinite(latents)).any(axis=1).sum())
     if bad:
         raise InputError(

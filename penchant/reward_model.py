@@ -195,9 +195,7 @@ class RewardModel:
             asked = asked * len(answers)
         if len(asked) != len(answers):
             raise InputError(f"{len(asked)} prompts for {len(answers)} responses; give one prompt a response, or one.")
-        for row, answer in enumerate(answers):
-            if not _has_text(answer):
-                raise InputError(f"response {row} is empty; leave it out or give it a text.")
+        check_texts(answers)
         if not answers:
             return np.zeros(0, np.float32)
         store = store if store is not None else MemoryStore()
@@ -215,9 +213,12 @@ class RewardModel:
         asked = asked * len(left) if len(asked) == 1 else asked
         if len(asked) != len(left):
             raise InputError(f"{len(asked)} prompts for {len(left)} comparisons; give one prompt for each, or one.")
-        both = self.score([*asked, *asked], [*left, *right]).astype(np.float64)
-        margin = (both[: len(left)] - both[len(left) :]) / self.temperature
-        return np.asarray(0.5 * (1 + np.tanh(margin / 2)), np.float32)
+        return self.probability(self.score([*asked, *asked], [*left, *right]))
+
+    def probability(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Float32 [n], calibrated, from the scores [2 n] of n first responses and then of n second ones."""
+        first, second = np.split(scores.astype(np.float64), 2)
+        return np.asarray(0.5 * (1 + np.tanh((first - second) / self.temperature / 2)), np.float32)
 
     def score_latents(self, latents: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
         """Scores [n] of latents [n, recipe.dim]; RecipeMismatch if they were not made as this model's were."""
@@ -342,6 +343,13 @@ def _as_list(texts: Text | Sequence[Text]) -> list[Text]:
     if texts and isinstance(texts[0], dict):
         return [texts]  # type: ignore[list-item]  # a list of dicts is one conversation
     return list(texts)  # type: ignore[arg-type]
+
+
+def check_texts(responses: Sequence[Text]) -> None:
+    """InputError for a response without a text."""
+    for row, response in enumerate(responses):
+        if not _has_text(response):
+            raise InputError(f"response {row} is empty; leave it out or give it a text.")
 
 
 def _has_text(text: Text) -> bool:

@@ -16,9 +16,24 @@ B = TypeVar("B")
 T = TypeVar("T")
 
 
+def shares(most: int = MOST_WORKERS) -> tuple[int, int]:
+    """How many workers share the cores, and the threads of each.
+
+    They are the same for one batch as for many: sums over other numbers of threads may differ in their last bits.
+    """
+    cores = torch.get_num_threads()
+    workers = min(most, cores)
+    return workers, max(1, cores // workers)
+
+
+def most_workers(backbone: Backbone) -> int:
+    """One a core on the CPU; a GPU works on one batch at a time."""
+    return MOST_WORKERS if backbone.device.type == "cpu" else 1
+
+
 def run_batches(backbone: Backbone, batches: Iterable[B], function: Callable[[B], T]) -> Iterator[tuple[B, T]]:
     """Each batch with what `function` gives for it, in order; `batches` is read as the work gets on."""
-    return one_a_core(batches, function, MOST_WORKERS if backbone.device.type == "cpu" else 1)
+    return one_a_core(batches, function, most_workers(backbone))
 
 
 def one_a_core(batches: Iterable[B], function: Callable[[B], T], most: int = MOST_WORKERS) -> Iterator[tuple[B, T]]:
@@ -27,14 +42,8 @@ def one_a_core(batches: Iterable[B], function: Callable[[B], T], most: int = MOS
     Each core works on a batch of its own: the operations between the matrix products are too small to split, and cores
     that wait for each other after every one of them would idle.
     """
-    cores = torch.get_num_threads()
-    workers = min(most, cores)
-
-    def use_threads() -> None:
-        # The same for one batch as for many: sums over other numbers of threads may differ in their last bits.
-        torch.set_num_threads(max(1, cores // workers))
-
-    with ThreadPoolExecutor(workers, initializer=use_threads) as pool:
+    workers, threads = shares(most)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         ahead: deque[tuple[B, Future[T]]] = deque()
         try:
             for batch in batches:

@@ -35,11 +35,12 @@ def verbs() -> Verbs:
     from penchant.cli.report import report
     from penchant.cli.sae import VERBS as SAE_VERBS
     from penchant.cli.score import score
+    from penchant.cli.serve import KEY_VERBS, serve
     from penchant.cli.train import train
 
     models: tuple[Verb, ...] = (encode, train, evaluate, explain, score, filter, align, codes)
-    alone: tuple[Verb, ...] = (*models, export, report, cache, demo)
-    return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS, "personal": PERSONAL_VERBS}
+    alone: tuple[Verb, ...] = (*models, export, report, cache, serve, demo)
+    return {**{f.__name__: f for f in alone}, "sae": SAE_VERBS, "personal": PERSONAL_VERBS, "keys": KEY_VERBS}
 
 
 class Parser(ArgumentParser):

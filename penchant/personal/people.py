@@ -23,7 +23,7 @@ from penchant.personal.fitting import LatentDPOSettings, fit_people
 from penchant.personal.full_encoder import FullEncoderSettings, encoder_of, fit_encoder, read_prompts
 from penchant.personal.known import LATENT, Known
 from penchant.personal.reading import Judged, load_z, read_by_llm, read_pairs
-from penchant.personal.rewards import fit_tastes, in_taste, load_rewards, name_of, save_rewards
+from penchant.personal.rewards import fit_tastes, load_rewards, name_of, rewards_of, save_rewards
 from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
 from penchant.policy.people import people_of
@@ -267,14 +267,7 @@ class People:
 
     def rewards_of(self, user_id: str | None = None) -> RewardModel:
         """The reward model of a person, or the population's; InputError as `score` says."""
-        if self.rewards is None:
-            raise InputError("there are no rewards yet; fit the population on the pairs of two people or more.")
-        if user_id is None:
-            return self.rewards
-        taste = Known.of(self.users.known(user_id), name_of(self.rewards)).taste
-        if taste is None:
-            raise InputError(f"{user_id!r} was fitted before these rewards were; fit this person again on some pairs.")
-        return in_taste(self.rewards, taste)
+        return rewards_of(self.rewards, self.users, user_id)
 
     def _p_z(self, prompts: Sequence[Tokens], user_id: str | None) -> Gaussian:
         """p(z | x) at n prompts."""

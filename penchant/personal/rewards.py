@@ -15,8 +15,11 @@ from datasets import Dataset
 
 from penchant.backbone import Backbone
 from penchant.encode import encode_pairs
+from penchant.errors import InputError
 from penchant.heads import TasteHead
 from penchant.heads.tastes import Taste
+from penchant.personal.known import Known
+from penchant.personal.users import Users
 from penchant.reward_model import FILE, RewardModel
 from penchant.store_views import open_store
 
@@ -65,6 +68,21 @@ def fit_tastes(
         backbone, pairs, recipe.views, store, show_progress=show_progress, label="encode for rewards"
     )
     return cast(TasteHead, rewards.head).fit_people(latents, known)
+
+
+def rewards_of(rewards: RewardModel | None, users: Users, user_id: str | None) -> RewardModel:
+    """The reward model of a person, or the population's `rewards`.
+
+    InputError where there are none, for somebody unknown, and for who was fitted before these rewards were.
+    """
+    if rewards is None:
+        raise InputError("there are no rewards yet; fit the population on the pairs of two people or more.")
+    if user_id is None:
+        return rewards
+    taste = Known.of(users.known(user_id), name_of(rewards)).taste
+    if taste is None:
+        raise InputError(f"{user_id!r} was fitted before these rewards were; fit this person again on some pairs.")
+    return in_taste(rewards, taste)
 
 
 def in_taste(rewards: RewardModel, taste: Taste) -> RewardModel:

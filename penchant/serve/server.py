@@ -1,0 +1,105 @@
+"""Running the app: where it listens, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from typing_extensions import Self
+
+from penchant.errors import InputError, PenchantError
+from penchant.serve.keys import Keys
+from penchant.serve.service import Service
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+def check_host(host: str, keys: Keys | None) -> None:
+    """InputError for an address that others reach where there are no keys."""
+    if host not in LOCAL and not keys:
+        raise InputError(
+            f"others can reach {host}, so keys are needed: make one with penchant keys add NAME --file keys.json and"
+            " give --keys keys.json; or serve on 127.0.0.1."
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. PenchantError where the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(1024)
+    except OSError as error:
+        raise PenchantError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port.") from error
+    return found
+
+
+class Draining(uvicorn.Server):
+    """A uvicorn server that, asked to stop, says so at /ready, refuses new work and finishes what it accepted.
+
+    It goes on answering for at least `grace` seconds, so that load balancers see /ready before the port closes. A
+    second signal stops it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, grace: float) -> None:
+        super().__init__(config)
+        self.app, self.grace = app, grace
+        self._asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._asked:
+            super().handle_exit(sig, frame)
+        self._asked = True
+        self._service().draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._asked and not self.should_exit:
+            self.grace -= 0.1  # uvicorn ticks ten times a second
+            busy = any(not task.done() for task in self.server_state.tasks)
+            self.should_exit = self.grace <= 0 and not busy
+        return await super().on_tick(counter)
+
+    def _service(self) -> Service:
+        service: Service = self.app.state.service
+        return service
+
+
+def config_of(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75)
+
+
+def serve(app: FastAPI, sock: socket.socket, grace: float) -> None:
+    """Run until SIGTERM or SIGINT, then finish what was accepted."""
+    Draining(config_of(app), app, grace).run([sock])
+
+
+class Server:
+    """The app in a thread of this process, for tests and benchmarks: `with Server(app) as server: server.url`."""
+
+    def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._socket = listen(host, port)
+        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(config_of(app))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve([self._socket]))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.01)
+            if not self._thread.is_alive():
+                raise PenchantError("the server did not start")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._server.should_exit = True
+        self._thread.join()
