@@ -64,6 +64,9 @@ class Browser:
         """Which features, or codes, speak for each of two answers; {} for a head that has neither."""
         if self.reading is not None:
             found = features_of_pair(self.rm, self.reading, prompt, first, second)
+            named = self.__dict__.get("features", {}).get("latents", {})  # not before they were read
+            for one in found["features"]:
+                one["name"] = named.get(str(one["feature"]), {}).get("name") or None
             return {"features": found}
         if self.coded is not None:
             return {"codes": codes_of_pair(self.rm, self.coded, prompt, first, second)}
@@ -84,7 +87,8 @@ class Browser:
     def features(self) -> dict[str, Any]:
         """What `explain` says of the demo pairs, but for the single pairs. InputError for a head without features."""
         found = explain(self.rm, self.pairs, show_progress=False)
-        return {name: found[name] for name in ("model", "features", "others", "rest", "latents", "tokens")}
+        told = {name: found[name] for name in ("model", "features", "others", "rest", "latents", "tokens")}
+        return told | {"pairs": len(self.pairs)}
 
     @cached_property
     def codes(self) -> list[dict[str, Any]]:
