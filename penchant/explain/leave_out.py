@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 WORD = re.compile(r"\s*\w{1,16}(?:['’]\w+)*[^\w\s]*|\s*[^\w\s]+|\s+")
 """A word with the space before and the signs behind it; where no spaces stand between words, 16 letters."""
@@ -20,7 +21,7 @@ def pieces(text: str) -> list[str]:
         words[-2:] = ["".join(words[-2:])]
     most = min(MOST, max(LEAST, BUDGET // max(1, len(text))))
     edges = [len(words) * i // most for i in range(most + 1)] if len(words) > most else range(len(words) + 1)
-    return ["".join(words[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return ["".join(words[a:b]) for a, b in pairwise(edges)]
 
 
 def without(parts: Sequence[str]) -> list[str]:

@@ -48,7 +48,8 @@ def features_of_pair(rm: RewardModel, reading: Reading, prompt: str, first: str,
         token_budget=TOKEN_BUDGET,
         show_progress=False,
     )
-    return renamed({**broken, "texts": read["texts"]["0"], "additive": reading.parts.additive})
+    told: dict[str, Any] = renamed({**broken, "texts": read["texts"]["0"], "additive": reading.parts.additive})
+    return told
 
 
 def codes_of_pair(rm: RewardModel, head: CodedHead, prompt: str, first: str, second: str) -> list[dict[str, Any]]:

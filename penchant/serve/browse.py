@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,16 +33,16 @@ SHOWN = 3
 class Browser:
     """One reward model to look into; everything here blocks, and what takes long is done once.
 
-    Attributes: `rm`; `reading`, its score as a sum of features, None where its head has none.
+    Attributes: `rm`; `reading`, its score as a sum of features, None where its head has none; `names` of features by
+    their numbers, known once `features` were read.
     """
 
     def __init__(self, rm: RewardModel) -> None:
         self.rm = rm
         self.reading: Reading | None = None
-        try:
+        self.names: dict[str, str] = {}
+        with suppress(InputError):  # a head without features, or one whose SAE is not here
             self.reading = Reading(rm)
-        except InputError:  # a head without features, or one whose SAE is not here
-            pass
 
     @property
     def coded(self) -> CodedHead | None:
@@ -64,9 +66,8 @@ class Browser:
         """Which features, or codes, speak for each of two answers; {} for a head that has neither."""
         if self.reading is not None:
             found = features_of_pair(self.rm, self.reading, prompt, first, second)
-            named = self.__dict__.get("features", {}).get("latents", {})  # not before they were read
             for one in found["features"]:
-                one["name"] = named.get(str(one["feature"]), {}).get("name") or None
+                one["name"] = self.names.get(str(one["feature"])) or None
             return {"features": found}
         if self.coded is not None:
             return {"codes": codes_of_pair(self.rm, self.coded, prompt, first, second)}
@@ -86,7 +87,9 @@ class Browser:
     @cached_property
     def features(self) -> dict[str, Any]:
         """What `explain` says of the demo pairs, but for the single pairs. InputError for a head without features."""
-        found = explain(self.rm, self.pairs, show_progress=False)
+        with TemporaryDirectory() as cache:
+            found = explain(self.rm, self.pairs, cache=cache, show_progress=False)
+        self.names = {number: latent["name"] for number, latent in found["latents"].items()}
         told = {name: found[name] for name in ("model", "features", "others", "rest", "latents", "tokens")}
         return told | {"pairs": len(self.pairs)}
 
@@ -96,19 +99,21 @@ class Browser:
         the prompts that call for it most with the answers it prefers."""
         assert self.coded is not None
         head, sides = self.coded, (self.latents.chosen, self.latents.rejected)
-        weight = sum(head.prior(side) for side in sides) / 2
+        weight = (head.prior(sides[0]) + head.prior(sides[1])) / 2
         tastes = head.tastes(sides[0]) - head.tastes(sides[1])
         together = head.score(sides[0]) > head.score(sides[1])
-        return [
-            {
-                "name": name,
-                "weight": float(weight[:, k].mean()),
-                "agrees": float(((tastes[:, k] > 0) == together).mean()),
-                "pairs": [self._preferred(i, tastes[i, k]) | {"weight": float(weight[i, k])} for i in asked],
-            }
-            for k, name in enumerate(code_names(head))
-            for asked in (self._first_prompts(np.argsort(-weight[:, k], kind="stable")),)
-        ]
+        found = []
+        for k, name in enumerate(code_names(head)):
+            called_for = self._first_prompts(np.argsort(-weight[:, k], kind="stable"))
+            found.append(
+                {
+                    "name": name,
+                    "weight": float(weight[:, k].mean()),
+                    "agrees": float(((tastes[:, k] > 0) == together).mean()),
+                    "pairs": [self._preferred(i, tastes[i, k]) | {"weight": float(weight[i, k])} for i in called_for],
+                }
+            )
+        return found
 
     def person(self, rm: RewardModel) -> dict[str, Any]:
         """How one person's reward model orders the demo pairs beside everybody's, and where they differ most."""
