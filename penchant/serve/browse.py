@@ -24,7 +24,7 @@ from penchant.pairs import load_pairs
 from penchant.reward_model import RewardModel
 
 DEMO = Path(str(files("penchant") / "data" / "demo.jsonl.gz"))
-PAIRS = 80
+PAIRS = 60
 """Demo pairs that are read."""
 SHOWN = 3
 """Pairs shown of a code or a person."""
@@ -53,14 +53,17 @@ class Browser:
     @property
     def reads(self) -> str:
         """Which states the score is made from, in a sentence."""
-        where = {"last": "at the answer's last token", "mean": "averaged over the answer's tokens"}
-        where |= {"prompt": "averaged over the prompt's tokens", "prompt_last": "at the prompt's last token"}
-        parts: dict[str, list[str]] = {}
+        where = {"last": "at the answer’s last token", "mean": "averaged over the answer’s tokens"}
+        where |= {"prompt": "averaged over the prompt’s tokens", "prompt_last": "at the prompt’s last token"}
+        places: dict[str, list[str]] = {}
         for view in self.rm.recipe.views:
             layer, pooling = view.split(":")
-            parts.setdefault(where.get(pooling, pooling), []).append(layer)
-        listed = [f"{place} (layer {' and '.join(layers)})" for place, layers in parts.items()]
-        return f"The score is made from the LLM's states {'; '.join(listed)}."
+            places.setdefault(where[pooling], []).append(layer)
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for place, layers in places.items():
+            alike.setdefault(tuple(layers), []).append(place)
+        listed = [f"at {_layers(layers)}, {' and '.join(read)}" for layers, read in alike.items()]
+        return f"The score is made from the LLM’s states {'; '.join(listed)}."
 
     def pair(self, prompt: str, first: str, second: str) -> dict[str, Any]:
         """Which features, or codes, speak for each of two answers; {} for a head that has neither."""
@@ -144,3 +147,9 @@ class Browser:
         texts = self._texts(row)
         better, worse = ("first", "second") if margin > 0 else ("second", "first")
         return {"prompt": texts["prompt"], "better": texts[better], "worse": texts[worse]}
+
+
+def _layers(numbers: tuple[str, ...]) -> str:
+    """layer 15, layers 15 and 20, layers 15, 20 and 24"""
+    *others, last = numbers
+    return f"layers {', '.join(others)} and {last}" if others else f"layer {last}"

@@ -5,7 +5,7 @@ import { ask, bdi, byId, count, found, make, number, percent, say, signed, table
 
 const LEVELS = 4;
 const opened = new Set();
-const READING = "Reading demo pairs; the first time this takes a while …";
+const READING = "Reading demo pairs; the first time this can take a minute …";
 
 /** Fill a tab when it is first shown; again where that failed. */
 export async function browse(name) {
@@ -21,10 +21,12 @@ export async function browse(name) {
   }
 }
 
+const waiting = (id) => (seconds) => say(id, `${READING} ${seconds} s so far.`);
+
 // Features
 
 async function features() {
-  const all = await found("explore/features");
+  const all = await found("explore/features", waiting("features-said"));
   const shown = all.features;
   const named = (one) => all.latents[one.feature].name || `feature ${one.feature}`;
   const first = new Map(shown.toReversed().map((one) => [one.feature, one]));
@@ -74,7 +76,7 @@ function shaded({ pieces, content, activations, peak }, style, most) {
 // Codes
 
 async function codes() {
-  const all = await found("explore/codes");
+  const all = await found("explore/codes", waiting("codes-said"));
   const rows = all.map((one) => [bdi(one.name), percent(one.weight), percent(one.agrees)]);
   byId("codes-found").replaceChildren(
     table("Codes", ["Code", "Counts, in the mean", "Orders pairs as all together"], rows),
@@ -82,7 +84,8 @@ async function codes() {
       make("summary", {}, bdi(one.name), make("span", { className: "meta" }, "prompts that call for it most, and what it prefers")),
       one.pairs.map((pair) => make("div", {}, make("h3", {}, `Prompt (it counts ${percent(pair.weight)})`), make("p", { dir: "auto" }, pair.prompt),
         make("div", { className: "answers" }, textBox("It prefers", pair.better), textBox("to", pair.worse)))))));
-  say("codes-said", `${count(all.length)} codes.`);
+  const alike = all.every((one) => one.agrees > 0.97);
+  say("codes-said", `${count(all.length)} codes${alike ? ", which order nearly all of these pairs alike: this model has found one taste, not several" : ""}.`);
 }
 
 // People
@@ -131,7 +134,7 @@ async function person(name) {
   byId("person-title").focus();
   say("person-said", READING);
   try {
-    const one = await found(`explore/person?user_id=${encodeURIComponent(name)}`);
+    const one = await found(`explore/person?user_id=${encodeURIComponent(name)}`, (seconds) => name === chosen && waiting("person-said")(seconds));
     if (name !== chosen) return;
     say("person-said", `Of ${count(one.pairs)} demo pairs (simulated, with Penchant), this taste orders ${count(one.agrees)} as everybody’s does.`);
     byId("person-found").replaceChildren(make("h3", {}, "Where they differ most"), ...one.differ.map((pair) =>

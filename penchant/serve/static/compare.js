@@ -41,6 +41,7 @@ async function compare() {
   running = new AbortController();
   const { signal } = running;
   byId("ask").disabled = true;
+  byId("said").classList.remove("done");
   say("said", "Scoring …");
   try {
     const answer = await ask("explore/compare", pair, signal);
@@ -49,6 +50,7 @@ async function compare() {
     byId("ask").disabled = false;
     await why(pair, signal);
     say("said", spoken(answer.person ?? answer.everybody));
+    byId("said").classList.add("done"); // the sentence stands below; who cannot see hears it from here
   } catch (error) {
     if (error.name !== "AbortError") say("said", error.message, true);
   } finally {
@@ -89,15 +91,19 @@ async function why(pair, signal) {
   for (const place of old) place.replaceChildren();
   byId("shades").hidden = true;
   byId("why").hidden = false;
-  const [reasons, words] = await Promise.all([
-    ask("explore/reasons", pair, signal), ask("explore/words", pair, signal)]);
-  const choices = [{ name: "words left out", draw: () => byWords(words, pair) }];
+  byId("shade-says").textContent = "Leaving out words, one after the other, and scoring what remains …";
+  const asked = ask("explore/words", pair, signal);
+  asked.catch(() => {}); // told below, where it is waited for
+  const reasons = await ask("explore/reasons", pair, signal);
+  const choices = [];
   if (reasons.features) choices.push(...features(reasons.features));
   else if (reasons.codes) codes(reasons.codes);
   else {
     byId("speaks").replaceChildren(make("p", {}, `This model’s head (“${model.head}”) scores the LLM’s states directly and has no named`
       + " features, so what can be shown is which words count."));
   }
+  const words = await asked;
+  choices.unshift({ name: "words left out", draw: () => byWords(words, pair) });
   byId("choices").replaceChildren(...choices.map((choice, i) => {
     const button = make("input", { type: "radio", name: "shade", checked: i === 0 });
     button.addEventListener("change", choice.draw);
@@ -113,7 +119,7 @@ function byWords(words, pair) {
   const most = Math.max(...all, 1e-12);
   const whose = pair.user_id === undefined ? "" : ` in the taste of ${pair.user_id}`;
   byId("shade-says").textContent = `Each word or phrase was left out in turn and the answer scored again${whose}: the shade shows`
-    + " how the score changes with it, whatever the head. Words of a long answer are taken together.";
+    + " how much higher or lower the score is with it. Both answers share one scale; words of a long answer are taken together.";
   key([["up", "raises its answer’s score"], ["down", "lowers it"]]);
   byId("shaded").replaceChildren(...Object.entries(SIDES).map(([side, label]) => {
     const { pieces, worth } = words[side];

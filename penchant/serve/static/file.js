@@ -140,7 +140,7 @@ function progress(share, name) {
 
 const SCORES = {
   response: [["Score", (one) => one.scores[0]]],
-  pair: [["Chosen", (one) => one.scores[0]], ["Rejected", (one) => one.scores[1]], ["Chosen is better", (one) => one.scored.probability, percent]],
+  pair: [["Chosen", (one) => one.scores[0]], ["Rejected", (one) => one.scores[1]], ["Chosen wins", (one) => one.scored.probability, percent]],
   responses: [["Best", (one) => Math.max(...one.scores)], ["Worst", (one) => Math.min(...one.scores)]],
 };
 const TEXTS = {

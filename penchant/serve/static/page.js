@@ -86,7 +86,7 @@ function askForKey() {
 export async function ask(path, body, signal) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
-    const headers = key === null ? {} : { Authorization: `Bearer ${encodeURIComponent(key) === key ? key : ""}` };
+    const headers = key === null ? {} : { Authorization: `Bearer ${/^[!-~]+$/.test(key) ? key : "none"}` };
     if (body !== undefined) headers["Content-Type"] = "application/json";
     let answer;
     try {
@@ -119,9 +119,10 @@ export const pause = (seconds, signal) => new Promise((resolve, reject) => {
   }, { once: true });
 });
 
-/** What takes the server long: asked again until it is there. */
-export async function found(path) {
-  for (;;) {
+/** What takes the server long: asked again until it is there, and every ten seconds it is said how long it took. */
+export async function found(path, waiting) {
+  for (let seconds = 0; ; seconds += 1) {
+    if (seconds && seconds % 10 === 0) waiting(seconds);
     const answer = await ask(path).catch((error) => {
       if (error.status === 429) return { found: null };
       throw error;
