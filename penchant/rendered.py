@@ -1,7 +1,7 @@
 """Conversations that a client has rendered already, cut into prompt and response as the chat template would have.
 
 Trainers send a reward server one string a conversation: prompt and answer behind each other, rendered by the policy's
-chat template, with or without the end of turn. Cut here, it becomes the very tokens that prompt and response give apart.
+chat template, with or without the end of turn. Cut here, it gives the very tokens that prompt and response give apart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Rendered:
             self._opening = tok.bos_token if tok.bos_token and before.startswith(tok.bos_token) else ""
         self._bos: str = tok.bos_token or ""
         self._pad: str = tok.pad_token if tok.pad_token and tok.pad_token != tok.bos_token else ""
-        self._ends = tuple(filter(None, tok.convert_ids_to_tokens(sorted(chat.ends))))
+        ends = filter(None, tok.convert_ids_to_tokens(sorted(chat.ends)))
+        self._ends = tuple(filter(None, (self.closing.rstrip(), *ends)))  # the closing first: it may begin with a space
 
     def cut(self, text: str, prompt: str | None, what: str) -> tuple[str, str]:
         """Rendered prompt and response of `text`, as `Chat.render` gives them; errors call it `what`.

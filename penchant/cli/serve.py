@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from penchant.errors import InputError
 
 
@@ -112,4 +114,4 @@ def revoke(name: str, *, file: str = "keys.json") -> None:
     print(f"revoked {name}")
 
 
-KEY_VERBS = {"add": add, "list": list_keys, "revoke": revoke}
+KEY_VERBS: dict[str, Callable[..., None]] = {"add": add, "list": list_keys, "revoke": revoke}

@@ -54,10 +54,10 @@ class Draining(uvicorn.Server):
         self._asked = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._asked:
-            super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit = self._asked
         self._asked = True
-        self._service().draining = True
+        service: Service = self.app.state.service
+        service.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         if self._asked and not self.should_exit:
@@ -65,10 +65,6 @@ class Draining(uvicorn.Server):
             busy = any(not task.done() for task in self.server_state.tasks)
             self.should_exit = self.grace <= 0 and not busy
         return await super().on_tick(counter)
-
-    def _service(self) -> Service:
-        service: Service = self.app.state.service
-        return service
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:

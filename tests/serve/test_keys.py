@@ -1,0 +1,85 @@
+"""API keys: several, kept as hashes, added and revoked while the server runs."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from penchant.cli.main import main
+from penchant.errors import InputError
+from penchant.serve.keys import Keys
+from penchant.serve.server import check_host
+from tests.serve.conftest import Serve
+
+BODY = {"prompt": "a", "responses": ["b"]}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_keys_open_the_server_until_they_are_revoked(served: Serve, tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys.json", make=True)
+    ann, bob = keys.add("ann"), keys.add("bob")
+    client = served(keys=Keys(tmp_path / "keys.json"))
+    for headers in ({}, bearer("pk-wrong"), {"Authorization": ann}, bearer(""), {"Authorization": f"Basic {ann}"}):
+        answer = client.post("/score", json=BODY, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "unauthorized"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/metrics", "/openapi.json", "/nowhere"):
+        assert client.get(path).status_code == 401
+    assert client.get("/health").status_code == client.get("/ready").status_code == 200
+    assert client.post("/score", json=BODY, headers=bearer(ann)).status_code == 200
+    keys.revoke("ann")
+    assert client.post("/score", json=BODY, headers=bearer(ann)).status_code == 401
+    assert client.post("/score", json=BODY, headers=bearer(bob)).status_code == 200
+    assert client.post("/score", json=BODY, headers=bearer(keys.add("cleo"))).status_code == 200
+    keys.path.write_text("{", encoding="utf-8")
+    assert client.post("/score", json=BODY, headers=bearer(bob)).status_code == 503
+    keys.path.unlink()
+    assert client.post("/score", json=BODY, headers=bearer(bob)).status_code == 401
+    assert client.get("/openapi.json").status_code == 401
+
+
+def test_only_hashes_are_kept(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys.json", make=True)
+    key = keys.add("ann")
+    text = keys.path.read_text(encoding="utf-8")
+    assert key not in text
+    assert key.removeprefix("pk-") not in text
+    assert stat.S_IMODE(keys.path.stat().st_mode) == 0o600
+    assert Keys(keys.path).name_of(key) == "ann"
+    assert [entry["name"] for entry in json.loads(text)["keys"]] == ["ann"]
+
+
+def test_without_keys_only_this_machine_is_served(tmp_path: Path) -> None:
+    check_host("127.0.0.1", None)
+    for none in (None, Keys(tmp_path / "none.json", make=True)):
+        with pytest.raises(InputError, match="so keys are needed"):
+            check_host("0.0.0.0", none)
+    some = Keys(tmp_path / "keys.json", make=True)
+    some.add("ann")
+    check_host("0.0.0.0", some)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "keys.json")
+    assert main(["keys", "add", "ann", "--file", file]) == 0
+    assert Keys(file).name_of(capsys.readouterr().out.strip()) == "ann"
+    assert main(["keys", "add", "ann", "--file", file]) == 2
+    assert "already" in capsys.readouterr().err
+    assert main(["keys", "list", "--file", file]) == 0
+    assert capsys.readouterr().out.split()[-1] == "ann"
+    assert main(["keys", "revoke", "bob", "--file", file]) == 2
+    assert main(["keys", "revoke", "ann", "--file", file]) == 0
+    assert main(["keys", "list", "--file", str(tmp_path / "none.json")]) == 2
+    capsys.readouterr()
+    assert main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["serve", str(tmp_path), "--keys", str(tmp_path / "none.json")]) == 2
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 2
+    assert "there is no reward model" in capsys.readouterr().err
