@@ -92,7 +92,7 @@ class Visit:
     def downloaded(self, button: str) -> str:
         with self.page.expect_download() as found:
             self.page.click(button)
-        return Path(found.value.path()).read_text(encoding="utf-8")
+        return Path(found.value.path()).read_bytes().decode()
 
     def end(self) -> None:
         self.context.close()
@@ -174,8 +174,7 @@ def test_codes_are_shown_for_a_pair_and_on_their_tab(visit: Any) -> None:
 def test_somebody_is_chosen_by_the_beginning_of_their_name(visit: Any) -> None:
     here = visit("personal")
     here.page.fill("#person-search", "an")
-    here.page.wait_for_selector("#person-list li")
-    assert here.page.locator("#person-list li").all_inner_texts() == ["ann"]
+    here.until("[...document.querySelectorAll('#person-list li')].map(e => e.textContent).join() === 'ann'")
     here.page.keyboard.press("ArrowDown")
     here.page.keyboard.press("Enter")
     assert "in the taste of ann" in here.page.inner_text("#person-says")

@@ -1,7 +1,7 @@
 // Features, codes and people, each read when its tab is first opened.
 
 import { compareAs } from "./explorer.js";
-import { ask, bdi, byId, count, found, make, number, percent, say, signed, table, textBox } from "./page.js";
+import { ask, bdi, byId, count, found, make, number, percent, place, say, table, textBox } from "./page.js";
 
 const LEVELS = 4;
 const opened = new Set();
@@ -35,7 +35,7 @@ async function features() {
     const bar = make("span", { className: "weight", "aria-hidden": "true" });
     bar.style.width = `${4 * one.share / most}rem`;
     const lowers = (one.weight ?? 0) < 0;
-    return [make("span", {}, bdi(named(one)), make("span", { className: "meta" }, `${one.feature} · ${one.view}`)),
+    return [make("span", {}, bdi(named(one)), make("span", { className: "meta" }, `${one.feature} · ${place(one.view)}`)),
       make("span", {}, percent(one.share), bar),
       make("span", { className: lowers ? "lowers" : "raises" }, lowers ? "▼ lowers" : "▲ raises"),
       percent(one.chosen), percent(one.rejected)];

@@ -1,7 +1,7 @@
 // Two answers to one prompt: scores, probability, what speaks for each, and the words that count.
 
 import { taste } from "./explorer.js";
-import { ask, bdi, byId, count, make, number, percent, say, signed, table, textBox } from "./page.js";
+import { ask, bdi, byId, count, make, number, percent, place, say, signed, table, textBox } from "./page.js";
 
 const SIDES = { first: "First answer", second: "Second answer" };
 const LEVELS = 4;
@@ -88,7 +88,7 @@ function verdict(answer, pair) {
 
 async function why(pair, signal) {
   const old = [byId("speaks"), byId("shaded"), byId("choices"), byId("shade-says"), byId("shade-key")];
-  for (const place of old) place.replaceChildren();
+  for (const part of old) part.replaceChildren();
   byId("shades").hidden = true;
   byId("why").hidden = false;
   byId("shade-says").textContent = "Leaving out words, one after the other, and scoring what remains …";
@@ -152,15 +152,15 @@ function key(styles) {
 function features(found) {
   const name = (one) => one.name ?? `feature ${one.feature}`;
   const listed = found.features;
-  const place = byId("speaks");
+  const speaks = byId("speaks");
   if (!listed.length) {
-    place.replaceChildren(make("p", {}, "No feature tells these two answers apart."));
+    speaks.replaceChildren(make("p", {}, "No feature tells these two answers apart."));
     return [];
   }
   const cell = (value) => make("span", { className: value < 0 ? "lowers" : value > 0 ? "raises" : "" },
     value ? `${value < 0 ? "▼" : "▲"} ${signed(value)}` : "0");
   const rows = (wanted) => wanted.map((one) => [
-    make("span", {}, bdi(name(one)), make("span", { className: "meta" }, ` ${one.name ? `${one.feature} · ` : ""}${one.view}`)),
+    make("span", {}, bdi(name(one)), make("span", { className: "meta" }, ` ${one.name ? `${one.feature} · ` : ""}${place(one.view)}`)),
     cell(one.first), cell(one.second), signed(one.difference)]);
   const header = ["Feature", "First", "Second", "Difference"];
   const parts = [["first", 1], ["second", -1]].flatMap(([side, sign]) => {
@@ -171,7 +171,7 @@ function features(found) {
   const others = found.others.features;
   const rest = [others ? `${count(others)} weaker features add ${signed(found.others.difference)} to the difference.` : "",
     found.additive ? "" : "This head is no sum of features, so the parts are approximate."];
-  place.replaceChildren(...parts, make("p", { className: "hint" }, "What each feature adds to an answer’s score. ", rest.filter(Boolean).join(" "),
+  speaks.replaceChildren(...parts, make("p", { className: "hint" }, "What each feature adds to an answer’s score. ", rest.filter(Boolean).join(" "),
     listed.some((one) => one.name) ? "" : " Features get names on the tab Features, which reads some texts for it."));
   const seen = new Set();
   return listed.filter((one) => !seen.has(one.feature) && seen.add(one.feature)).slice(0, 6)

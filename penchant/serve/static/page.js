@@ -24,6 +24,9 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
+/** Where a feature is read, in words: "20:last" is at the end. */
+export const place = (view) => ({ last: "at the end", mean: "on average" })[view.split(":")[1]] ?? view;
+
 /** A text of a user's own or the model's, set apart from the direction of what surrounds it. */
 export const bdi = (text) => make("bdi", {}, text);
 
