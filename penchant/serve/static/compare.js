@@ -13,6 +13,7 @@ export function comparing(served) {
   model = served;
   const fields = ["prompt", "first", "second"];
   if (fields.every((name) => !byId(name).value)) for (const name of fields) byId(name).value = model.example[name];
+  byId("ask").disabled = false;
   say("said", "This is an example: compare it, or type your own.");
   byId("pair").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -174,8 +175,11 @@ function features(found) {
   speaks.replaceChildren(...parts, make("p", { className: "hint" }, "What each feature adds to an answer’s score. ", rest.filter(Boolean).join(" "),
     listed.some((one) => one.name) ? "" : " Features get names on the tab Features, which reads some texts for it."));
   const seen = new Set();
+  const called = new Map();
+  for (const one of listed) called.set(name(one), new Set([...(called.get(name(one)) ?? []), one.feature]));
+  const own = (one) => (called.get(name(one)).size > 1 ? `${name(one)} (${one.feature})` : name(one));
   return listed.filter((one) => !seen.has(one.feature) && seen.add(one.feature)).slice(0, 6)
-    .map((one) => ({ name: name(one), draw: () => byFeature(one, found.texts, name(one)) }));
+    .map((one) => ({ name: own(one), draw: () => byFeature(one, found.texts, name(one)) }));
 }
 
 /** Tokens shaded by how active one feature is at them. */

@@ -18,6 +18,7 @@ let order = { column: null, descending: false };
 export function scoring(served) {
   model = served;
   const choose = byId("choose");
+  choose.disabled = false;
   choose.addEventListener("change", () => {
     if (choose.files.length) score(choose.files[0]);
     choose.value = "";
