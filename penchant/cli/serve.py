@@ -23,7 +23,7 @@ def serve(
     grace: float = 1.0,
     log_texts: bool = False,
 ) -> None:
-    """Serve a reward model over HTTP, in the shapes that OpenRLHF, verl and LLaMA-Factory ask for.
+    """Serve a reward model over HTTP, in the shapes that trainers ask for (OpenRLHF, verl and others).
 
     Logs one JSON object a request on stderr. SIGTERM finishes what was accepted and ends with code 0.
 
