@@ -140,9 +140,14 @@ class CodedHead(Head, kind="coded"):
         scores = np.empty(len(latents), np.float32)
         for start in range(0, len(latents), SCORED_ROWS):
             block = latents[start : start + SCORED_ROWS]
-            tastes = self._features(block) @ self.codebook_.T
-            scores[start : start + SCORED_ROWS] = (self.prior(block) * tastes).sum(axis=1)
+            scores[start : start + SCORED_ROWS] = (self.prior(block) * self.tastes(block)).sum(axis=1)
         return scores
+
+    def tastes(self, latents: Array) -> Array:
+        """e_k . f(x) [n, K]: the scores of latents [n, d] in each taste alone."""
+        self._check_fitted()
+        tastes: Array = self._features(check_latents(latents, len(self.gate_))) @ self.codebook_.T
+        return tastes
 
     def prior(self, latents: Array) -> Array:
         """pi [n, K]: how much each code counts for latents [n, d]; rows sum to one."""
