@@ -45,6 +45,7 @@ def serve(
     import os
 
     from penchant.serve.app import create_app
+    from penchant.serve.explorer import router
     from penchant.serve.gate import Log
     from penchant.serve.keys import Keys
     from penchant.serve.limits import Limits
@@ -70,7 +71,7 @@ def serve(
     sock = listen(host, port)
     service = Service.load(model, limits=limits, cache_bytes=cache_mb << 20)
     log = Log()
-    app = create_app(service, keys=known, log=log, log_texts=log_texts)
+    app = create_app(service, routers=[router], keys=known, log=log, log_texts=log_texts)
     address = f"http://{host}:{sock.getsockname()[1]}"
     log.write(event="listening", url=address, pid=os.getpid(), keys=len(known) if known else 0, **service.description)
     run(app, sock, grace)
