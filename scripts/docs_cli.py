@@ -36,7 +36,9 @@ def section(name: str, verb: Verb) -> str:
     usage = " ".join(["penchant", name, *(p.name for p in given), "[--OPTION VALUE ...]"])
     rows = [f"| `{p.name}` |  | {words.get(p.name, '')} |" for p in given]
     rows += [
-        f"| `--{p.name}` | {default(p.default)} | {words.get(p.name, '')} |" for p in signature if p.default is not p.empty
+        f"| `--{p.name}` | {default(p.default)} | {words.get(p.name, '')} |"
+        for p in signature
+        if p.default is not p.empty
     ]
     table = "\n".join(["| argument | default | what it is |", "|---|---|---|", *rows])
     return f"## penchant {name}\n\n{says.strip()}\n\n```text\n{usage}\n```\n\n{table}"

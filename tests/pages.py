@@ -2,8 +2,8 @@
 
 `python -m tests.pages docs/tutorials/lens.md` runs a page and writes what came out where the page says otherwise.
 
-What counts as the same: the words in their order, however they are spaced. Every number stands for any number, as figures
-differ between machines, and `...` for any text. Behind `<!-- text varies -->` any output will do: an LLM's answers and
+What counts as the same: the words in their order, however they are spaced. Every number stands for any number, as
+figures differ between machines, and `...` for any text. Behind `<!-- text varies -->` any output will do: an LLM's answers and
 what hangs on single tokens are others where numbers are rounded otherwise.
 """
 

@@ -76,7 +76,9 @@ def test_a_page_asks_no_other_host_for_anything(site: dict[Path, Links]) -> None
         folder = folder.parent
     styles = [path.read_text(encoding="utf-8") for path in folder.rglob("*.css")]
     assert styles
-    assert [found for style in styles for found in re.findall(r"url\(\s*[\"']?(?:https?:)?//[^)]*|@import[^;]*", style)] == []
+    assert [
+        found for style in styles for found in re.findall(r"url\(\s*[\"']?(?:https?:)?//[^)]*|@import[^;]*", style)
+    ] == []
     # The theme's script fetches mermaid from a CDN, but only for a page that has such a diagram.
     assert [page for page in site if 'class="mermaid"' in page.read_text(encoding="utf-8")] == []
 
