@@ -56,9 +56,13 @@ def steps(page: str) -> list[Step]:
 
 def same(shown: str, came: str) -> bool:
     """Whether the output is what the page shows; see the module for what may differ."""
-    parts = [" ".join(NUMBER.sub("0", part).split()) for part in shown.split("...")]
-    pattern = r".*?".join(rf"\s*{re.escape(part)}\s*" for part in parts)
-    return re.fullmatch(pattern, " ".join(NUMBER.sub("0", came).split()), re.S) is not None
+    parts = [re.escape(bare(part)) for part in shown.split("...")]
+    return re.fullmatch(".*?".join(parts), bare(came)) is not None
+
+
+def bare(text: str) -> str:
+    """The text with a sign in the place of each number, and without spaces."""
+    return "".join(NUMBER.sub("#", text).split())
 
 
 @contextlib.contextmanager
