@@ -3,8 +3,8 @@
 `python -m tests.pages docs/tutorials/lens.md` runs a page and writes what came out into it.
 
 What counts as the same: the words in their order, however they are spaced. Every number stands for any number, as
-figures differ between machines, and `...` for any text. Behind `<!-- text varies -->` any output will do: an LLM's answers and
-what hangs on single tokens are others where numbers are rounded otherwise.
+figures differ between machines, and `...` for any text. Behind `<!-- text varies -->` any output will do: an LLM's
+answers and what hangs on single tokens are others where numbers are rounded otherwise.
 """
 
 from __future__ import annotations
