@@ -1,5 +1,6 @@
 # make demo     train and evaluate a reward model end to end on the carried data
 # make test     lint, types and the whole suite
+# make docs     the documentation site, into site/: needs no network, and neither do its pages
 # make install  the set-up alone: .venv with pinned dependencies and the embedded LLM
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test bench-quick clean
+.PHONY: install demo test docs bench-quick clean
 
 install: $(READY)
 
@@ -31,8 +32,11 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --durations=15
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench-quick: install
 	for name in encode reward_accuracy vs_trl lens sparse; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -1,4 +1,7 @@
-"""Puts the figures of benchmarks/results/ into the README: `python benchmarks/tables.py`, or `--check` to compare."""
+"""Puts the figures of benchmarks/results/ into the README and the page that says which method to use.
+
+`python benchmarks/tables.py` writes them, `--check` compares.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "which-method.md")
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -415,7 +419,73 @@ def personal_tastes(record: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\nMean over people, {len(record['seeds'])} seeds. {made(record)}"
 
 
+def result(name: str) -> dict[str, Any]:
+    """The recorded full run of a benchmark."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def spread(deltas: list[dict[str, float]]) -> str:
+    """The least and the largest of several differences, and how many are clearly above and below 0."""
+    values = [100 * delta["value"] for delta in deltas]
+    above, below = sum(delta["low"] > 0 for delta in deltas), sum(delta["high"] < 0 for delta in deltas)
+    return f"{min(values):+.1f} to {max(values):+.1f}; of {len(deltas)} cells {above} clearly above 0, {below} below"
+
+
+def which(_: dict[str, Any]) -> str:
+    """Each method beside what is simpler: one line a method, from the records of their own benchmarks."""
+    rewards, trl, people = (result(name) for name in ("reward_accuracy", "vs_trl", "coded_people"))
+    hh = rewards["figures"]["hh"]["all"]["auto_minus_linear_mean"]
+    others = [
+        cell["auto_minus_linear_mean"]
+        for name, sizes in rewards["figures"].items()
+        if name != "hh"
+        for cell in sizes.values()
+    ]
+    sets = {name: sizes for name, sizes in result("lens")["details"].items() if name not in ("methods", "theory")}
+    synthetic = [cell["lens_8x"]["minus_ridge"] for sizes in sets.values() for cell in sizes.values()]
+    sparse_cells = [
+        cell["rows"]["sparse"]["minus_ridge"]
+        for sizes in result("sparse")["details"]["sets"].values()
+        for cell in sizes.values()
+    ]
+    cells = result("lpc")["details"]["cells"]
+    coded = [cell["delta"] for name, cell in cells.items() if re.fullmatch(r"\w+/\w+/codes 64", name)]
+    judged = cells["demo/dpo/codes 64/people"]["people"]
+    persons = result("personal")["details"]["sentiment"]["methods"]
+    tastes = result("personal_tastes")["details"]["convarg"]["personal_50"]["minus_pooled"]
+    faster = trl["figures"]["lora_cpu_seconds"] / trl["figures"]["penchant_cpu_seconds"]
+    against = {
+        "value": trl["figures"]["delta_vs_lora"],
+        "low": trl["figures"]["delta_vs_lora_ci_low"],
+        "high": trl["figures"]["delta_vs_lora_ci_high"],
+    }
+    rows = [
+        ["method", "against", "data", "difference, points"],
+        ["`auto` head, all pairs", "ridge head", "hh, two standards mixed", points(hh)],
+        ["`auto` head", "ridge head", "the other sets", spread(others)],
+        [f"`auto` head, {faster:.0f} times less CPU time", "TRL RewardTrainer, LoRA", "harmless", points(against)],
+        ["LENS, 8x, same prompt", "ridge head", "four sets", spread(synthetic)],
+        ["SparseRM (`sparse` head)", "ridge head, layer 24", "five sets", spread(sparse_cells)],
+        [
+            "`coded` head, 8 pairs of the person",
+            "one taste for all",
+            "demo, annotators who disagree",
+            points(people["figures"]["posterior_8"]["minus_pooled"]),
+        ],
+        ["policy, 64 codes from the prompt", "the same loss, no codes", "four sets, three losses", spread(coded)],
+        ["policy, 64 codes, known who judged", "plain DPO", "demo", points(judged["known_minus_plain"])],
+        ["policy, 64 codes, 8 new pairs", "plain DPO", "demo", points(judged["likelihood_minus_plain"])],
+        ["a taste a person, 50 pairs", "ridge on other people's pairs", "convarg", points(tastes)],
+    ]
+    won = [["a person's answers win over the LLM's own", "win rate, %", "seconds a person"]]
+    for key, name in {"latent": "Latent DPO, one vector", "lora": "DPO, LoRA", "full": "DPO, all weights"}.items():
+        won.append([name, percent(persons[key]["win"]), f"{persons[key]['seconds']:.1f}"])
+    return f"{markdown(rows)}\n\n{markdown(won)}"
+
+
 TABLES = {
+    "which": which,
     "reward_accuracy": reward_accuracy,
     "encode": encode,
     "vs_trl": vs_trl,
@@ -435,6 +505,7 @@ TABLES = {
     "personal_tastes": personal_tastes,
 }
 SOURCE = {
+    "which": "reward_accuracy",
     "lens_cost": "lens",
     **dict.fromkeys(("sparse_checks", "sparse_sae", "sparse_people"), "sparse"),
     **dict.fromkeys(("lpc_people", "lpc_cost"), "lpc"),
@@ -444,7 +515,7 @@ SOURCE = {
 
 
 def filled(text: str) -> str:
-    """The README with each table made from its result, or with a sentence where there is none."""
+    """A page with each table made from its result, or with a sentence where there is none."""
     for name, make in TABLES.items():
         source = SOURCE.get(name, name)
         path = RESULTS / f"{source}.json"
@@ -458,10 +529,12 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if filled(text) == text else "README.md is not up to date: run python benchmarks/tables.py")
-    README.write_text(filled(text), encoding="utf-8")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if "--check" not in sys.argv[1:]:
+            page.write_text(filled(text), encoding="utf-8")
+        elif filled(text) != text:
+            sys.exit(f"{page.relative_to(ROOT)} is not up to date: run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":

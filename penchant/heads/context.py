@@ -51,8 +51,8 @@ class ContextHead(Head, kind="context"):
         random_state: which prompts share a fold, and which are taken where there are more than 4,000.
 
     Attributes:
-        weight_ [1 + k, f], center_ [d], scale_ [d] (d columns of response views, f = 2 d), prompt_center_ [p],
-        prompt_axes_ [p, k]: float64.
+        weight_, center_, scale_, prompt_center_, prompt_axes_: float64 [1 + k, f], [d], [d], [p] and [p, k], with d
+            columns of response views and f = 2 d.
         strength_, cv_accuracy_, cv_margins_: as in LinearHead.
     """
 
