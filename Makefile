@@ -36,7 +36,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench-quick: install
-	for name in encode reward_accuracy vs_trl lens sparse; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	for name in encode reward_accuracy vs_trl lens sparse serve; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -11,7 +11,7 @@ import lpc_quality
 import numpy as np
 from lpc_data import MAX_LENGTH
 from numpy.typing import NDArray
-from tables import percent, points
+from table_cells import percent, points
 
 from penchant.backbone import Backbone
 from penchant.encode import encode_pairs

@@ -168,7 +168,7 @@ def measure(url: str, plan: dict[int, int], pool: tuple[list[str], list[str]]) -
             bodies = requests_of(load, many, clients * 10_000, *pool)
             cell(load, clients, bodies)
             if load == "distinct":
-                cell("repeated", clients, bodies * 4)
+                cell("repeated", clients, bodies)
     return cells, asked
 
 
@@ -204,7 +204,7 @@ def main() -> None:
         plain_server(options.plain)
         return
     quick = options.quick
-    plan = {1: 16, 8: 32, 32: 64} if quick else {1: 64, 8: 128, 32: 320}
+    plan = {1: 8, 8: 24, 32: 64} if quick else {1: 32, 8: 64, 32: 192}
 
     from penchant import RewardModel, load_pairs
 
