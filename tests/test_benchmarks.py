@@ -166,7 +166,7 @@ class TestIntervals:
         assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)  # the root of 16
 
     def test_pairs_of_one_prompt_are_drawn_together(self) -> None:
-        same, apart = ([pair("shp", str(i % 2 if same else i)) for i in range(40)] for same in (True, False))
+        same, apart = ([pair("shp", str(i // 20 if same else i)) for i in range(40)] for same in (True, False))
         rows, scores = [pair("donotanswer", "x")], [1.0, 0] * 20 + [0.0, 1] * 20
         spread = []
         for more in (same, apart):
