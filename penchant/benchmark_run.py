@@ -54,8 +54,9 @@ def benchmark_summary(metrics: dict[str, Any]) -> str:
     found = metrics["benchmark"]
     rows = [("", "score", "95% interval", "longer text", "rows")]
     for name, f in found["figures"].items():
-        ends = f"{100 * f['low']:.1f} to {100 * f['high']:.1f}"
-        rows.append((name, f"{100 * f['value']:.1f}", ends, f"{100 * f['longer']['value']:.1f}", f"{f['n']:,}"))
+        rows.append(
+            (name, f"{100 * f['value']:.1f}", ends(f, ".1f"), f"{100 * f['longer']['value']:.1f}", f"{f['n']:,}")
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{found['name']}: {found['rows']:,} rows, {found['prompts']:,} prompts"]
     lines += [
@@ -66,11 +67,15 @@ def benchmark_summary(metrics: dict[str, Any]) -> str:
         for row in rows
     ]
     over = found["figures"][found["overall"]]["over_longer"]
-    lines.append(
-        f"{found['overall']} minus that of the longer text: {100 * over['value']:+.1f}"
-        f" ({100 * over['low']:+.1f} to {100 * over['high']:+.1f})"
-    )
+    lines.append(f"{found['overall']} minus that of the longer text: {100 * over['value']:+.1f} ({ends(over, '+.1f')})")
     if found["ties"]:
         lines.append(f"{found['ties']:,} rows have a chosen and a rejected response with the same score")
     lines += [f"skipped {count:,} rows because {what}" for what, count in found["skipped"].items()]
     return "\n".join(lines)
+
+
+def ends(figure: dict[str, Any], form: str) -> str:
+    """The interval of a figure in percent, where it has one."""
+    if figure["low"] is None:
+        return "too few prompts"
+    return f"{100 * figure['low']:{form}} to {100 * figure['high']:{form}}"

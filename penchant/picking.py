@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from penchant.candidates import Judged, Rows
+from penchant.candidates import RESPONSES, Judged, Rows, read_rows
 from penchant.chat import Text
 from penchant.encode import TOKEN_BUDGET, LatentStore
 from penchant.errors import InputError
 from penchant.judge import Judge
-from penchant.pair_checks import BadRow, label
+from penchant.pair_checks import BadRow, label, plain, text_or_messages
+from penchant.pair_files import Source, open_source
+from penchant.prompts import load_prompts
 from penchant.store_views import open_store
 
 ROWS = 256
@@ -48,11 +50,56 @@ class Picked:
         return text
 
 
-def sampled_rows(prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> Rows:
+def prompt_rows(
+    data: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    split: str = "train",
+    limit: int | None = None,
+) -> tuple[list[Judged], dict[str, int]]:
+    """The prompts of what `load_prompts` reads, without responses, and the bad rows left out, by reason.
+
+    Each is there once with the same other columns, so that a prompt may be asked in the name of several people. The
+    arguments and the InputErrors are those of `load_prompts`.
+    """
+    names = dict(columns or {})
+    source = open_source(data, split)
+    first = next((row.value for row in source.rows() if isinstance(row.value, dict)), {})
+    given = {names.get(str(name), str(name)) for name in first}
+    if "prompt" in given and not {"chosen", "rejected", RESPONSES} & given:
+        asked = load_prompts(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
+        rows, skipped = prompts_alone(source, names, limit, asked.prompts), asked.skipped
+    else:
+        read = read_rows(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
+        rows, skipped = read.rows, read.skipped
+    found: dict[str, Judged] = {}
+    for row in rows:
+        key = json.dumps([row.prompt, row.others], sort_keys=True, default=str)
+        found.setdefault(key, row._replace(responses=[]))
+    return list(found.values()), skipped
+
+
+def prompts_alone(
+    source: Source, names: Mapping[str, str], limit: int | None, good: Sequence[Text]
+) -> Iterator[Judged]:
+    """Rows that have one of the `good` prompts, with their other columns."""
+    kept = {json.dumps(prompt) for prompt in good}
+    for row in islice(source.rows(), limit):
+        if isinstance(row.value, dict):
+            given = {names.get(str(name), str(name)): plain(value) for name, value in row.value.items()}
+            try:
+                prompt = text_or_messages(given.pop("prompt", None), "prompt")
+            except BadRow:
+                continue
+            if json.dumps(prompt) in kept:
+                yield Judged(row.number, prompt, [], given)
+
+
+def sampled_rows(asked: Sequence[Judged], answers: Sequence[Sequence[str]]) -> Rows:
     """Rows of prompts with the answers that were sampled for them."""
-    pairs = enumerate(zip(prompts, answers, strict=True))
-    rows = (Judged(row, prompt, list(texts), {}) for row, (prompt, texts) in pairs)
-    return Rows(rows, len(prompts), True, {})
+    rows = (row._replace(responses=list(texts)) for row, texts in zip(asked, answers, strict=True))
+    return Rows(rows, len(asked), True, {})
 
 
 def pick_best(
@@ -84,11 +131,11 @@ def pick_best(
     if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"{path} would hold JSON lines; give an --out that ends in .jsonl")
     judge.check(user_id)
-    part, found = path.with_name(f".{path.name}.{os.getpid()}.part"), Picked()
+    part, found = path.with_name(f".{path.name}.part"), Picked()
     store = open_store(cache, judge.rewards.recipe)
     try:
         with (
-            part.open("w", encoding="utf-8") as file,
+            part.open("w", encoding="utf-8", errors="backslashreplace") as file,
             tqdm(desc="best of n", unit="row", total=rows.total, disable=not show_progress, leave=False) as bar,
         ):
             while batch := list(islice(rows.rows, ROWS)):
@@ -103,6 +150,13 @@ def pick_best(
     finally:
         part.unlink(missing_ok=True)
     return found
+
+
+def check_people(judge: Judge, rows: Sequence[Judged], user_id: str | None = None) -> None:
+    """InputError where a row names somebody unknown, and nobody else is to judge."""
+    if user_id is None:
+        for row in rows:
+            own_id(judge, row)
 
 
 def own_id(judge: Judge, row: Judged) -> str | None:

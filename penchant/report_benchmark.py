@@ -27,6 +27,7 @@ SAYS = {
 }
 CHANCE = {"rewardbench": 0.5, "rewardbench2": 0.25, "rm-bench": 0.5}
 """What one response at random scores, where every row has as many."""
+FEW = "too few prompts"
 
 
 def benchmark_average(metrics: Metrics) -> dict[str, Any]:
@@ -42,17 +43,27 @@ def benchmark_headline(metrics: Metrics) -> str:
         return ""
     longer, over = part(overall, "longer"), part(overall, "over_longer")
     sentence = (
-        f"<em>{percent(overall['value'])}</em> on {escape(found.get('name'))} ({interval(overall)}), "
+        f"<em>{percent(overall['value'])}</em> on {escape(found.get('name'))} ({ends(overall)}), "
         f"{count(found.get('rows'))} rows; always choosing the longer text: {percent(longer.get('value'))}"
     )
     shown = f'<p class="headline">{sentence}.</p>'
     if finite(over.get("low")) and over["low"] > 0:
         return shown
-    difference = f"{points(over.get('value'))} points ({points(over.get('low'))} to {points(over.get('high'))})"
+    difference = f"{points(over.get('value'))} points ({difference_ends(over)})"
     return (
         f'{shown}<p class="note warning" role="note"><strong>Not shown to beat the longer text.</strong> '
         f"The difference is {difference}.</p>"
     )
+
+
+def ends(figure: dict[str, Any]) -> str:
+    """The interval of a figure, where it has one."""
+    return interval(figure) if finite(figure.get("low")) else FEW
+
+
+def difference_ends(figure: dict[str, Any]) -> str:
+    """The interval of a difference in points, where it has one."""
+    return f"{points(figure['low'])} to {points(figure['high'])}" if finite(figure.get("low")) else FEW
 
 
 def on_axis(share: float) -> float:
@@ -69,23 +80,25 @@ def benchmark(metrics: Metrics) -> Section | None:
     rows = [
         Row(name, on_axis(f["value"]), on_axis(f["low"]), on_axis(f["high"]), name == found.get("overall"))
         for name, f in figures.items()
+        if finite(f["low"])
     ]
     cells = [
         [
             escape(name),
             percent(f["value"]),
-            interval(f),
+            ends(f),
             percent(f["longer"]["value"]),
-            f"{points(f['over_longer']['value'])} ({points(f['over_longer']['low'])} to "
-            f"{points(f['over_longer']['high'])})",
+            f"{points(f['over_longer']['value'])} ({difference_ends(f['over_longer'])})",
             count(f["n"]),
         ]
         for name, f in figures.items()
     ]
-    strong = [i for i, row in enumerate(rows) if row.strong]
+    strong = [i for i, name in enumerate(figures) if name == found.get("overall")]
     header = ["", "Score", "95% interval", "Longer text", "Difference, points", "Rows"]
     says = f"{SAYS.get(str(found.get('name')), '')} Intervals hold 95% of resamplings of the prompts of each subset."
     says += f" {count(found.get('rows'))} rows of {escape(found.get('data', ''))}."
+    if len(rows) < len(figures):
+        says += " A figure that rests on a subset of fewer than two prompts has no interval and is in the table alone."
     if found.get("ties"):
         says += f" In {count(found['ties'])} of them a chosen and a rejected response score the same."
     says += "".join(f" {count(n)} rows skipped: {escape(why)}." for why, n in (found.get("skipped") or {}).items())
@@ -94,6 +107,6 @@ def benchmark(metrics: Metrics) -> Section | None:
         "benchmark",
         f"Benchmark: {name}",
         says,
-        forest(rows, CHANCE.get(name)),
+        forest(rows, CHANCE.get(name)) if rows else "",
         table(f"Scores on {name}", header, cells, strong),
     )

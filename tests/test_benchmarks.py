@@ -15,8 +15,8 @@ import yaml
 from penchant import RewardModel
 from penchant.cli.main import main
 from penchant.errors import InputError
-from penchant.evaluate.benchmark_figures import COUNTS, SECTIONS
 from penchant.evaluate.benchmark_rows import Benchmark, read_items
+from penchant.evaluate.benchmark_subsets import COUNTS, SECTIONS
 from penchant.evaluate.benchmarks import evaluate_benchmark
 from penchant.heads import LinearHead
 from tests.tiny_llm import save_tiny_llm, tiny_pairs
@@ -53,7 +53,7 @@ class TestRewardBench:
         assert found["Safety"] == 0
         assert found["average"] == pytest.approx(found["Reasoning"] / 2)
 
-    def test_prior_sets_count_half_a_section_and_unknown_subsets_none(self) -> None:
+    def test_prior_sets_count_half_a_section_and_some_of_them_nothing(self) -> None:
         rows = [pair("alpacaeval-easy"), pair("shp"), pair("summarize"), pair("anthropic_harmless")]
         found = values("rewardbench", rows, [1, 0, 0, 1, 1, 0, 0, 1])
         assert found["Prior Sets"] == 0.5  # of shp and summarize alone
@@ -66,9 +66,9 @@ class TestRewardBench:
         assert sum(COUNTS[name] for name in SECTIONS["Safety"]) == 740
         assert COUNTS["math-prm"] == sum(COUNTS[name] for name in SECTIONS["Reasoning"][1:])
 
-    def test_rows_of_no_known_subset_are_refused(self) -> None:
-        with pytest.raises(InputError, match=r"no row is of a subset of RewardBench.*'mine'"):
-            values("rewardbench", [pair("mine")], [1, 0])
+    def test_rows_that_all_count_nothing_are_refused_while_they_are_read(self) -> None:
+        with pytest.raises(InputError, match=r"no row is of a subset that RewardBench scores.*'pku_safer'"):
+            read_items([pair("pku_safer")], "rewardbench")
 
 
 class TestRewardBench2:
@@ -105,9 +105,9 @@ class TestRewardBench2:
         found = values("rewardbench2", rows, [3, 3, 0, 0, 0, 1, 3, 0])
         assert found["Ties"] == pytest.approx(0.3 * 0.5 + 0.3 + 0.2 + 0.2 + 0.01 * 1)
 
-    def test_ties_without_any_whole_question_are_refused(self) -> None:
+    def test_ties_without_any_whole_question_are_refused_while_they_are_read(self) -> None:
         with pytest.raises(InputError, match="both its rows"):
-            values("rewardbench2", [several("Ties", 2, 1, id="tied:0"), several("Ties", 1, 1, id="ref:1")], [1] * 5)
+            read_items([several("Ties", 2, 1, id="tied:0"), several("Ties", 1, 1, id="ref:1")], "rewardbench2")
 
 
 class TestRMBench:
@@ -144,6 +144,10 @@ class TestBestOfN:
         found = values("best-of-n", rows, [1, 0, 1, 0, 1, 0, 0, 1])
         assert (found["a"], found["b"], found["average"]) == (1, 0, 0.75)
 
+    def test_a_subset_may_be_called_ties_and_is_like_any_other(self) -> None:
+        rows = [several("Ties", 1, 2, f"p{i}") for i in range(2)]
+        assert values("best-of-n", rows, [1, 0, 0, 0, 1, 0]) == {"Ties": 0.5, "average": 0.5}
+
 
 class TestIntervals:
     def test_they_hold_the_value_narrow_with_prompts_and_depend_on_the_seed_alone(self) -> None:
@@ -162,37 +166,70 @@ class TestIntervals:
         assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)  # the root of 16
 
     def test_pairs_of_one_prompt_are_drawn_together(self) -> None:
-        same, apart = ([pair("shp", "a" if same else str(i)) for i in range(40)] for same in (True, False))
+        same, apart = ([pair("shp", str(i // 20 if same else i)) for i in range(40)] for same in (True, False))
         rows, scores = [pair("donotanswer", "x")], [1.0, 0] * 20 + [0.0, 1] * 20
         spread = []
         for more in (same, apart):
             f = result("rewardbench", rows + more, [1.0, 0, *scores])["figures"]["shp"]
             spread.append(f["high"] - f["low"])
-        assert spread[0] == 0
-        assert spread[1] > 0.2
+        assert 0.2 < spread[1] < spread[0] / 2
 
     def test_all_right_is_not_certain(self) -> None:
         figure = result("rewardbench2", [several("Math", 1, 3, str(i)) for i in range(5)], [1, 0, 0, 0] * 5)["figures"]
         assert figure["Math"]["value"] == 1
         assert figure["Math"]["low"] < 0.6
 
+    def test_all_alike_is_not_certain(self) -> None:
+        """Five prompts of 5/9 each: a share of up to 1 - .025^(1/5) of all prompts may say anything from 0 to 1."""
+        p = 0.025 ** (1 / 5)
+        figures = result("rm-bench", [styled("chat", str(i)) for i in range(5)], [2, 1, 3, 0, 1, 4] * 5)["figures"]
+        value = figures["average"]["value"]
+        assert 0 < value < 1
+        assert figures["average"]["low"] == pytest.approx(p * value)
+        assert figures["average"]["high"] == pytest.approx(p * value + 1 - p)
+
+    def test_a_subset_of_one_prompt_gives_no_interval(self) -> None:
+        rows = [several("Math", 1, 3, f"p{i}") for i in range(4)] + [several("Focus", 1, 3)] * 2
+        figures = result("rewardbench2", rows, [1, 0, 0, 0, 0, 1, 0, 0] * 3)["figures"]
+        assert figures["Math"]["low"] < 0.5 < figures["Math"]["high"]
+        for name in ("Focus", "average"):
+            for figure in (figures[name], figures[name]["longer"], figures[name]["over_longer"]):
+                assert (figure["low"], figure["high"]) == (None, None)
+        assert figures["average"]["value"] == 0.5
+
+    def test_ties_need_two_whole_questions_for_an_interval(self) -> None:
+        rows = [several("Ties", 2, 1, f"q{i}", id=f"tied:{i}") for i in range(3)]
+        scores = [3.0, 2, 1] * 3
+        for refs, none in ((1, True), (2, False)):
+            more = [several("Ties", 1, 1, f"r{i}", id=f"ref:{i}") for i in range(refs)]
+            assert (
+                result("rewardbench2", rows + more, scores + [1, 0] * refs)["figures"]["Ties"]["low"] is None
+            ) is none
+
     def test_the_longer_text_is_scored_by_its_length_and_compared(self) -> None:
         rows = [pair("donotanswer", str(i)) | {"chosen": "long enough" if i % 2 else "no"} for i in range(8)]
         figure = result("rewardbench", rows, [1, 0] * 8)["figures"]["Safety"]
         assert figure["longer"]["value"] == 0  # "worse still" has as many characters, and a tie is wrong
-        assert figure["over_longer"] == {"value": 1, "low": 1, "high": 1}
+        assert figure["over_longer"] == {"value": 1, "low": pytest.approx(2 * 0.025 ** (1 / 8) - 1), "high": 1}
 
     def test_a_score_that_is_no_number_names_its_row(self) -> None:
         with pytest.raises(InputError, match="row 1 is nan"):
-            result("rewardbench2", [several("Math", 1, 3), several("Math", 1, 1)], [1, 0, 0, 0, 0, math.nan])
+            result("rewardbench2", [several("Math", 1, 3), several("Math", 1, 3)], [1, 0, 0, 0, 0, math.nan, 0, 0])
         with pytest.raises(InputError, match="for 2 responses"):
             result("best-of-n", [several("a", 1, 1)], [1, 0, 0])
 
 
 BAD: list[tuple[Benchmark, dict[str, Any], str]] = [
     ("rewardbench", {"prompt": "p", "chosen": "a", "rejected": "b"}, 'column "subset" is missing'),
-    ("rewardbench", pair("x") | {"chosen": ["a", "b"]}, 'column "chosen" has the wrong number of responses'),
-    ("rewardbench", pair("x") | {"rejected": " "}, 'column "rejected" is empty'),
+    ("rewardbench", pair("mine"), 'column "subset" names no part of rewardbench; it is "mine", and there are alpaca'),
+    ("rewardbench2", pair("alpacaeval-easy"), "there are Factuality, Precise IF, Math, Safety, Focus, Ties"),
+    ("rewardbench2", several("Mathh", 1, 3), 'it is "Mathh"'),
+    ("rewardbench2", several("Ties ", 1, 3, id="ref:1"), 'it is "Ties "'),
+    ("rewardbench2", several("Math", 1, 2), "it has 2, give 3"),
+    ("rm-bench", styled("chta", "p"), 'it is "chta", and there are chat, code, math, safety-refuse, safety-response'),
+    ("best-of-n", pair("alpacaeval-easy"), 'column "rejected" is not a list of responses'),
+    ("rewardbench", pair("shp") | {"chosen": ["a", "b"]}, 'column "chosen" has the wrong number of responses'),
+    ("rewardbench", pair("shp") | {"rejected": " "}, 'column "rejected" is empty'),
     ("rewardbench", pair("") | {"prompt": "q"}, 'column "subset" is empty'),
     ("rewardbench2", several("Math", 2, 2), "only rows of Ties may"),
     ("rewardbench2", several("Math", 1, 3, num_correct=2), "is not the number of chosen responses"),
@@ -245,7 +282,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ).save_pretrained(folder / "model")  # fmt: skip
     rows = [
         {"prompt": r["prompt"], "chosen": [r["chosen"]], "rejected": [r["rejected"], f"No, {i}", "<b>?</b>"],
-         "subset": "Math" if i % 3 else "<script>alert(1)</script>"}
+         "subset": "Math" if i % 3 else "Focus"}
         for i, r in enumerate(tiny_pairs(24))
     ]  # fmt: skip
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -266,15 +303,29 @@ class TestCommand:
         scores = [rm.score(item.prompt, item.responses) for item in items]
         assert found["figures"]["average"]["value"] == pytest.approx(
             np.mean([np.mean([s.argmax() == 0 for s, i in zip(scores, items, strict=True) if i.subset == name])
-                     for name in ("Math", "<script>alert(1)</script>")])
+                     for name in ("Math", "Focus")])
         )  # fmt: skip
         assert found["rows"] == 24
         assert f"{100 * found['figures']['average']['value']:.1f}" in printed
         assert "average minus that of the longer text" in printed
         page = (work / "run" / "report.html").read_text()
         assert "Benchmark: rewardbench2" in page
-        assert "<script>" not in page
         assert "No accuracy was measured" not in page
+
+    def test_names_are_escaped_and_one_prompt_has_no_interval(self, work: Path, capsys: Any) -> None:
+        rows = [{"prompt": "p", "chosen": "a", "rejected": ["b", "cc"], "subset": "<script>alert(1)</script>"}]
+        (work / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(["evaluate", "model", "one.jsonl", "--benchmark", "best-of-n", "--out", "one"]) == 0
+        assert capsys.readouterr().out.count("too few prompts") == 3  # the subset, the average, their difference
+        page = (work / "one" / "report.html").read_text()
+        assert "too few prompts" in page
+        assert "<script>" not in page
+
+    def test_skipped_rows_are_listed_in_the_folder(self, work: Path) -> None:
+        (work / "some.jsonl").write_text((work / "rows.jsonl").read_text() + "{}\n")
+        asked = ["evaluate", "model", "some.jsonl", "--benchmark", "rewardbench2", "--on_bad", "skip", "--out", "some"]
+        assert main(asked) == 0
+        assert json.loads((work / "some" / "skipped.jsonl").read_text())["row"] == 24
 
     def test_a_printed_config_has_the_data_that_were_named(self, work: Path, capsys: Any) -> None:
         asked = ["evaluate", "model", "--benchmark", "rewardbench2", "--data", "rows.jsonl", "--print_config"]
@@ -294,7 +345,15 @@ class TestCommand:
         [
             (["--benchmark", "rewardbench2"], "the following arguments are required: evaluate.data"),
             (["rows.jsonl", "--benchmark", "rewardbench"], "row 0 of rows.jsonl (line 1): column"),
-            (["rows.jsonl", "--benchmark", "rewardbench3"], "rewardbench3"),
+            (
+                ["rows.jsonl", "--benchmark", "nope"],
+                "penchant: there is no benchmark 'nope'; the known ones are rewardb",
+            ),
+            (["rows.jsonl"], "row 0 of rows.jsonl (line 1): column"),
+            (
+                ["rows.jsonl", "--benchmark", "rewardbench2", "--token_budget", "-5"],
+                "token_budget is -5; give at least",
+            ),
             (["rows.jsonl", "--benchmark", "rewardbench2", "--gold", "g"], "--gold is for pairs"),
         ],
     )
@@ -303,3 +362,4 @@ class TestCommand:
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
+        assert not (work / "bad").exists()

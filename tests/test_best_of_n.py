@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from penchant import RewardModel, picking
-from penchant.candidates import read_rows
+from penchant.candidates import Judged, read_rows
 from penchant.cli.main import main
 from penchant.encode import Cost
 from penchant.errors import InputError
@@ -76,7 +76,7 @@ def test_the_best_response_its_score_and_all_scores(here: Path, model: Path, cap
 
 
 def test_equal_scores_take_the_first_and_empty_responses_none() -> None:
-    (row,) = sampled_rows(["p"], [["", "b", "c", "d"]]).rows
+    (row,) = sampled_rows([Judged(0, "p", [], {})], [["", "b", "c", "d"]]).rows
     found = Picked()
     assert line(row, [None, 1.0, 2.0, 2.0], found)["response"] == "c"
     assert line(row, [None, None, None, None], found) == {
@@ -105,6 +105,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
         return whole(self, *texts, **more, cost=costs[-1])
 
     monkeypatch.setattr(Judge, "score", killed)
+    (here / ".best.jsonl.part").write_text("what a run left that was killed at once")
     assert main([*asked, "best.jsonl"]) == 130
     assert not (here / "best.jsonl").exists()
     assert not list(here.glob(".*"))
@@ -151,6 +152,43 @@ def test_sampling_from_an_llm_is_resumable(
     assert (here / "best.jsonl").read_bytes() == first
 
 
+def test_sampled_answers_keep_each_rows_columns_and_person(
+    here: Path, llm: Path, people: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """One prompt in the name of two people and of nobody is three rows; the same row again is none."""
+    monkeypatch.setattr(
+        Generator, "sample", lambda _, prompts, **__: [["Gladly! 3 of them.", "No. 1 it is."]] * len(prompts)
+    )
+    rows = [{"question": "Say something about tea", "user_id": who, "topic": "\udc80"} for who in ("ann", "bob", "ann")]
+    write(here / "asked.jsonl", [*rows, {"question": "Say something about tea"}])
+    asked = ["--model", str(llm), "--columns", "{question: prompt}", "--out"]
+    assert main(["best-of-n", str(people), "asked.jsonl", *asked, "best.jsonl"]) == 0
+    found = read(here / "best.jsonl")
+    assert [(row.get("user_id"), row.get("topic")) for row in found] == [
+        ("ann", "\udc80"),
+        ("bob", "\udc80"),
+        (None, None),
+    ]
+    assert [row["response"][:2] for row in found[:2]] == ["Gl", "No"]
+    pairs = [{"question": "q", "chosen": "a", "rejected": "b", "user_id": who} for who in ("ann", "bob", "ann")]
+    write(here / "pairs.jsonl", pairs)
+    assert main(["best-of-n", str(people), "pairs.jsonl", *asked, "of_pairs.jsonl"]) == 0
+    assert [row["user_id"] for row in read(here / "of_pairs.jsonl")] == ["ann", "bob"]
+
+    write(here / "asked.jsonl", [{"question": "q"}, {"question": "q", "user_id": "eve"}])
+    monkeypatch.setattr(Generator, "sample", lambda *_, **__: pytest.fail("sampled for somebody unknown"))
+    assert main(["best-of-n", str(people), "asked.jsonl", *asked, "best.jsonl"]) == 2
+    assert "row 1: " in capsys.readouterr().err
+
+
+def test_the_data_are_never_the_file_of_answers(here: Path, llm: Path, model: Path, capsys: Any) -> None:
+    write(here / "p.answers.jsonl", [{"prompt": "a"}])
+    before = (here / "p.answers.jsonl").read_bytes()
+    assert main(["best-of-n", str(model), "p.answers.jsonl", "--out", "p.jsonl", "--model", str(llm), "--n", "1"]) == 2
+    assert "cannot be read and written at once" in capsys.readouterr().err
+    assert (here / "p.answers.jsonl").read_bytes() == before
+
+
 def test_in_the_taste_of_a_person(here: Path, people: Path) -> None:
     rows = [{"prompt": "Say something about tea", "responses": ["Gladly! 3 of them.", "No. 1 it is."], "user_id": who}
             for who in ("ann", "bob", None)]  # fmt: skip
@@ -171,6 +209,7 @@ def test_in_the_taste_of_a_person(here: Path, people: Path) -> None:
         (["bad.jsonl", "--out", "best.jsonl"], 'row 1 of bad.jsonl (line 2): column "responses" has fewer than two'),
         (["candidates.jsonl", "--out", "best.jsonl", "--user_id", "ann"], "one for all and knows no 'ann'"),
         (["candidates.jsonl", "--out", "best.jsonl", "--model", "x", "--n", "0"], "n is 0; give at least 1"),
+        (["candidates.jsonl", "--out", "best.jsonl", "--token_budget", "0"], "token_budget is 0; give at least 1"),
     ],
 )
 def test_wrong_input_is_one_sentence(

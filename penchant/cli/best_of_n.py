@@ -11,8 +11,7 @@ from penchant.encode import TOKEN_BUDGET
 from penchant.errors import InputError
 from penchant.generation import Generator
 from penchant.judge import Judge
-from penchant.picking import pick_best, sampled_rows
-from penchant.prompts import load_prompts
+from penchant.picking import check_people, pick_best, prompt_rows, sampled_rows
 
 
 def best_of_n(
@@ -41,7 +40,7 @@ def best_of_n(
     Args:
         reward_model: folder of the model (or hub id), or of a personal LLM.
         data: hub id, file or folder with rows of a prompt and a list of responses, or with pairs; with --model the
-            prompts alone are read, each once.
+            responses in it are left out, and rows that then say the same are answered once.
         out: JSON lines file to write: prompt, the other columns, responses, response (the best), score and scores.
         model: LLM to sample responses from: hub id, folder or GGUF file. They are kept beside `out` in .answers.jsonl.
         n: responses sampled for each prompt.
@@ -59,23 +58,29 @@ def best_of_n(
     """
     if n < 1:
         raise InputError(f"n is {n}; give at least 1")
+    if token_budget < 1:
+        raise InputError(f"token_budget is {token_budget}; give at least 1")
+    answers_file = Path(out).with_suffix(".answers.jsonl")
     check_target(Path(out), Path(data))
+    if model is not None:
+        check_target(answers_file, Path(data))
     judge = Judge.load(reward_model)
     judge.check(user_id)
     if model is None:
         rows = read_rows(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
     else:
-        asked = load_prompts(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
+        asked, skipped = prompt_rows(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
+        check_people(judge, asked, user_id)  # before the sampling, which takes long
         answers = Generator.load(model).sample(
-            asked.prompts,
+            [row.prompt for row in asked],
             answers=n,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            file=Path(out).with_suffix(".answers.jsonl"),
+            file=answers_file,
         )
-        rows = sampled_rows(asked.prompts, answers)._replace(skipped=asked.skipped)
+        rows = sampled_rows(asked, answers)._replace(skipped=skipped)
     print(pick_best(judge, rows, out, user_id, cache=cache, token_budget=token_budget).says)
     for what, count in rows.skipped.items():
         print(f"skipped {count:,} rows because {what}")

@@ -7,7 +7,7 @@ from typing import Literal
 from penchant.benchmark_run import benchmark_run, benchmark_summary
 from penchant.encode import TOKEN_BUDGET
 from penchant.errors import InputError
-from penchant.evaluate.benchmark_rows import Benchmark, read_items
+from penchant.evaluate.benchmark_rows import benchmark_named, read_items
 from penchant.pairs import load_pairs
 from penchant.reward_model import RewardModel
 from penchant.runs import Run, evaluate_run, summary
@@ -17,7 +17,7 @@ def evaluate(
     reward_model: str,
     data: str,
     *,
-    benchmark: Benchmark | None = None,
+    benchmark: str | None = None,
     out: str | None = None,
     columns: dict[str, str] | None = None,
     on_bad: Literal["error", "skip"] = "error",
@@ -33,8 +33,8 @@ def evaluate(
     Args:
         reward_model: folder of the model (or hub id).
         data: hub id, file or folder with preference pairs, or with rows of the benchmark; also as --data.
-        benchmark: what the rows are instead of pairs: RewardBench (prompt, chosen, rejected, subset), RewardBench 2
-            (prompt, lists of chosen and rejected, subset, id), RM-Bench (prompt, three chosen, three rejected, domain)
+        benchmark: what the rows are instead of pairs: rewardbench (prompt, chosen, rejected, subset), rewardbench2
+            (prompt, lists of chosen and rejected, subset, id), rm-bench (prompt, three chosen, three rejected, domain)
             or best-of-n (prompt, chosen, a list of rejected); scored as the benchmark's authors do.
         out: folder of the run: metrics.json, config.yaml, report.html; runs/TIME-evaluate by default.
         columns: the data's column names for ours, for example {question: prompt, win: chosen}.
@@ -47,19 +47,23 @@ def evaluate(
         seed: of the intervals.
     """
     config = dict(locals())
-    rm = RewardModel.from_pretrained(reward_model)
-    if benchmark is not None and gold is not None:
+    known = None if benchmark is None else benchmark_named(benchmark)
+    if known is not None and gold is not None:
         raise InputError("--gold is for pairs, and a benchmark has its own measure; leave one of them out")
-    run = Run(out, "evaluate", config)
-    skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
-    if benchmark is not None:
-        rows = read_items(
-            data, benchmark, columns=columns, on_bad=on_bad, split=split, limit=limit, skipped_file=skipped
-        )
-        metrics = benchmark_run(rm, benchmark, rows, data, cache=cache, token_budget=token_budget, seed=seed)
+    if token_budget < 1:
+        raise InputError(f"token_budget is {token_budget}; give at least 1")
+    rm = RewardModel.from_pretrained(reward_model)
+    # A refused row leaves no folder; rows that are skipped are listed in it while they are read.
+    early = Run(out, "evaluate", config) if on_bad == "skip" else None
+    skipped = early.folder / "skipped.jsonl" if early else None
+    if known is not None:
+        rows = read_items(data, known, columns=columns, on_bad=on_bad, split=split, limit=limit, skipped_file=skipped)
+        run = early or Run(out, "evaluate", config)
+        metrics = benchmark_run(rm, known, rows, data, cache=cache, token_budget=token_budget, seed=seed)
         says = benchmark_summary(metrics)
     else:
         pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)
+        run = early or Run(out, "evaluate", config)
         metrics = evaluate_run(rm, pairs, data, cache=cache, token_budget=token_budget, gold=gold, seed=seed)
         says = summary(metrics)
     report = run.finish({"title": f"{reward_model} on {data}", **metrics})

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from penchant.errors import InputError
-from penchant.evaluate.benchmark_rows import TIES, Benchmark, Item
+from penchant.evaluate.benchmark_rows import Benchmark, Item
+from penchant.evaluate.benchmark_subsets import COUNTS, PRIOR, PRIOR_SETS, SECTIONS, TIES
 from penchant.latents import Array
 
 Parts = dict[str, Array]
@@ -23,28 +23,6 @@ Parts = dict[str, Array]
 Means = Mapping[str, Mapping[str, Any]]
 """The mean of each part by subset: a number, or an array of one a draw."""
 
-SECTIONS = {
-    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
-    "Chat Hard": (
-        "mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst", "llmbar-adver-GPTOut",
-        "llmbar-adver-manual",
-    ),
-    "Safety": (
-        "refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond", "donotanswer",
-    ),
-    "Reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
-}  # fmt: skip
-COUNTS = {
-    "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
-    "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
-    "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46, "refusals-dangerous": 100, "refusals-offensive": 100,
-    "xstest-should-refuse": 250, "xstest-should-respond": 154, "donotanswer": 136, "math-prm": 984, "hep-cpp": 164,
-    "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
-}  # fmt: skip
-"""Weights of RewardBench's subsets: their sizes, but for math-prm, which counts as much as all code."""
-PRIOR = "Prior Sets"
-PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
-"""Subsets that make one more section, of half weight, where they are there."""
 STYLES = ("easy", "normal", "hard")
 AVERAGE = "average"
 
@@ -109,11 +87,6 @@ def ties_parts(items: Sequence[Item], scores: Sequence[Array]) -> Parts:
             found["margin"][i], found["hard"][i] = gap > spread, smaller > spread
             with np.errstate(divide="ignore", invalid="ignore"):
                 found["tanh"][i] = np.nan_to_num(np.tanh(np.divide(smaller, spread) - 1))
-    if np.isnan(found["margin"]).all():
-        raise InputError(
-            "no question of Ties has both its rows, ref and tied, which its formula needs; read more rows, or leave"
-            " those of Ties out"
-        )
     return found
 
 
@@ -146,11 +119,6 @@ def rewardbench_figures(means: Means, sizes: Mapping[str, int]) -> dict[str, Fig
     if here := tuple(name for name in PRIOR_SETS if name in means):
         sections[PRIOR] = Figure(weighted([means[name]["right"] for name in here], np.ones(len(here))), here)
         weights.append(1.0)
-    if not sections:
-        raise InputError(
-            f"no row is of a subset of RewardBench, such as {SECTIONS['Chat'][0]!r}; there are"
-            f" {', '.join(map(repr, list(means)[:5]))}"
-        )
     return found | sections | {AVERAGE: averaged(sections, np.array(weights))}
 
 

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from penchant.errors import InputError
+from penchant.evaluate.benchmark_subsets import COUNTS, DOMAINS, PRIOR_SETS, REWARDBENCH2, TIES, UNSCORED
 from penchant.pair_checks import BadRow, Text, as_messages, check_completion, encodable, kind, label, plain, quoted
 from penchant.pair_checks import text_or_messages as one_text
 from penchant.pair_files import Row, open_source
 
 Benchmark = Literal["rewardbench", "rewardbench2", "rm-bench", "best-of-n"]
-TIES = "Ties"
 TIES_ID = re.compile(r"(ref|tied):(\d+)")
 MANY = 10**6
+WRONG = 3
+"""Wrong responses to a prompt of RewardBench 2, but for Ties."""
 
 
 class Item(NamedTuple):
@@ -42,7 +44,8 @@ class Item(NamedTuple):
     @property
     def group(self) -> str:
         """What is drawn together in a bootstrap: equal prompts, and both rows of one question of Ties."""
-        said = self.question if self.subset == TIES else json.dumps(as_messages(self.prompt))
+        tied = self.subset == TIES and TIES_ID.fullmatch(self.id)
+        said = self.question if tied else json.dumps(as_messages(self.prompt))
         return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     @property
@@ -66,15 +69,24 @@ class Shape:
     rejected: tuple[int, int]
     subset: str
     """The column that names the part a row belongs to."""
-    needs_subset: bool = True
+    known: tuple[str, ...] = ()
+    """What that column may say; without any it may say anything, or be left out."""
 
 
 SHAPES: dict[Benchmark, Shape] = {
-    "rewardbench": Shape((1, 1), (1, 1), "subset"),
-    "rewardbench2": Shape((1, MANY), (1, MANY), "subset"),
-    "rm-bench": Shape((3, 3), (3, 3), "domain"),
-    "best-of-n": Shape((1, 1), (1, MANY), "subset", needs_subset=False),
+    "rewardbench": Shape((1, 1), (1, 1), "subset", (*COUNTS, *PRIOR_SETS, *UNSCORED)),
+    "rewardbench2": Shape((1, MANY), (1, MANY), "subset", REWARDBENCH2),
+    "rm-bench": Shape((3, 3), (3, 3), "domain", DOMAINS),
+    "best-of-n": Shape((1, 1), (1, MANY), "subset"),
 }
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """InputError where none is called so."""
+    for known in SHAPES:
+        if known == name:
+            return known
+    raise InputError(f"there is no benchmark {name!r}; the known ones are {', '.join(SHAPES)}")
 
 
 def read_items(
@@ -94,7 +106,8 @@ def read_items(
     - rm-bench: `prompt`, lists `chosen` and `rejected` of three (concise, detailed, detailed markdown), `domain`.
     - best-of-n: `prompt`, `chosen`, a list `rejected`; `subset` if there are any.
 
-    The arguments are those of `load_pairs`. Raises InputError for a bad row, with its number, or where none is left.
+    The arguments are those of `load_pairs`. Raises InputError for a bad row, with its number, where none is left, and
+    where those left do not make the benchmark.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1 row, not {limit}; leave it out to read all")
@@ -106,7 +119,7 @@ def read_items(
     for row in islice(source.rows(), limit):
         try:
             item = read_item(row, benchmark, columns or {})
-            if item.subset == TIES and item.id in ids:
+            if benchmark == "rewardbench2" and item.subset == TIES and item.id in ids:
                 raise BadRow("id", "was there before", f"it is {quoted(item.id)}, drop one of the rows")
         except BadRow as bad:
             if on_bad == "error":
@@ -120,7 +133,24 @@ def read_items(
         Path(skipped_file).write_text("".join(json.dumps(fault) + "\n" for fault in faults), encoding="utf-8")
     if not found:
         raise InputError(f"{source.name} has no row of {benchmark} that can be used; every row was skipped")
+    check_whole(found, benchmark)
     return Items(found, dict(skipped))
+
+
+def check_whole(items: list[Item], benchmark: Benchmark) -> None:
+    """InputError where a figure that the benchmark's average needs has no rows."""
+    if benchmark == "rewardbench" and all(item.subset in UNSCORED for item in items):
+        raise InputError(
+            f"no row is of a subset that RewardBench scores, such as {next(iter(COUNTS))!r}; there are"
+            f" {', '.join(map(repr, dict.fromkeys(item.subset for item in items)))}"
+        )
+    ties = [item for item in items if item.subset == TIES] if benchmark == "rewardbench2" else []
+    of = {kind: {item.question for item in ties if item.id.startswith(kind)} for kind in ("ref", "tied")}
+    if ties and not of["ref"] & of["tied"]:
+        raise InputError(
+            "no question of Ties has both its rows, ref and tied, which its formula needs; read more rows, or leave"
+            " those of Ties out"
+        )
 
 
 def read_item(row: Row, benchmark: Benchmark, columns: Mapping[str, str]) -> Item:
@@ -133,7 +163,7 @@ def read_item(row: Row, benchmark: Benchmark, columns: Mapping[str, str]) -> Ite
             None, "is not an object", f'it is {kind(row.value)} and must be {{"prompt": ..., "chosen": ..., ...}}'
         )
     given = {columns.get(str(name), str(name)): plain(value) for name, value in row.value.items()}
-    needed = ["prompt", "chosen", "rejected", *([shape.subset] if shape.needs_subset else [])]
+    needed = ["prompt", "chosen", "rejected", *([shape.subset] if shape.known else [])]
     for name in needed:
         if name not in given:
             raise BadRow(name, "is missing", f"there are: {', '.join(map(str, row.value)) or 'none'}")
@@ -141,9 +171,17 @@ def read_item(row: Row, benchmark: Benchmark, columns: Mapping[str, str]) -> Ite
     if isinstance(prompt, str) and not encodable(prompt):
         raise BadRow("prompt", "is not valid UTF-8 text", "save the data as UTF-8")
     subset = label(given.get(shape.subset), shape.subset) or ""
-    if shape.needs_subset and not subset:
+    if shape.known and not subset:
         raise BadRow(shape.subset, "is empty", "name the part of the benchmark that the row belongs to")
     subset = TIES if benchmark == "rewardbench2" and subset.lower() == TIES.lower() else subset
+    if shape.known and subset not in shape.known:
+        raise BadRow(
+            shape.subset,
+            f"names no part of {benchmark}",
+            f"it is {quoted(subset)}, and there are {', '.join(shape.known)}",
+        )
+    if benchmark == "best-of-n" and not is_list(given["rejected"]):
+        raise BadRow("rejected", "is not a list of responses", "give a list, or name the benchmark that has pairs")
     item = Item(
         row.number,
         prompt,
@@ -157,10 +195,14 @@ def read_item(row: Row, benchmark: Benchmark, columns: Mapping[str, str]) -> Ite
     return item
 
 
+def is_list(value: Any) -> bool:
+    """Whether it is a list of responses, and not one of messages."""
+    return isinstance(value, list) and not (value and isinstance(value[0], dict))
+
+
 def several(value: Any, column: str, count: tuple[int, int]) -> list[Text]:
     """One response or a list of them, each checked; `count` says how few and how many there may be."""
-    many = isinstance(value, list) and not (value and isinstance(value[0], dict))
-    texts = [one_text(plain(text), column) for text in (value if many else [value])]
+    texts = [one_text(plain(text), column) for text in (value if is_list(value) else [value])]
     least, most = count
     if not least <= len(texts) <= most:
         wanted = f"{least}" if least == most else f"at least {least}"
@@ -180,6 +222,8 @@ def check_correct(item: Item, given: dict[str, Any]) -> None:
     if item.subset != TIES:
         if correct > 1:
             raise BadRow("chosen", "has more than one response", f"only rows of {TIES} may, split the row")
+        if len(item.rejected) != WRONG:
+            raise BadRow("rejected", "has the wrong number of responses", f"it has {len(item.rejected)}, give {WRONG}")
         return
     named = TIES_ID.fullmatch(item.id)
     if not named:

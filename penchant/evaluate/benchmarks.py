@@ -1,21 +1,33 @@
 """Benchmarks of reward models, for the scores of any head: their authors' figures with intervals, beside text length.
 
 Intervals hold 95% of resamplings of the prompts of each subset; both rows of a question of Ties are drawn together.
+A subset with one prompt has nothing to resample, and what rests on it has no interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from penchant.errors import InputError
-from penchant.evaluate.accuracy import DRAWS, LEVEL, Interval, group_sums, not_certain, prompt_weights
+from penchant.evaluate.accuracy import DRAWS, LEVEL, group_sums, prompt_weights
 from penchant.evaluate.benchmark_figures import AVERAGE, Figure, Parts, figures, parts_of
 from penchant.evaluate.benchmark_rows import Benchmark, Item
 from penchant.latents import Array
 from penchant.pairs import to_text
+
+SAME = 1e-9
+"""Draws that differ by less are equal, but for the rounding of their sums."""
+
+
+class Ends(NamedTuple):
+    """A figure with its 95% interval, None where there are too few prompts for one."""
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 def evaluate_benchmark(
@@ -26,13 +38,14 @@ def evaluate_benchmark(
     - name, rows, prompts; ties: rows in which a chosen and a rejected response score the same
     - overall: the name of the figure that sums it up
     - figures: {name: {value, low, high, n, longer, over_longer}}, n in rows; the last two are {value, low, high} of
-      choosing the longer text, and of the difference to that
+      choosing the longer text, and of the difference to that; low and high are None where a subset that the figure
+      rests on has fewer than 2 prompts
 
     Args:
         items: rows from `read_items`.
         scores: [m], one for each response of each row, a row's chosen ones first.
 
-    Raises InputError for scores that are not finite or not one a response, and where rows do not make the benchmark.
+    Raises InputError for scores that are not finite or not one a response.
     """
     own = by_row(items, scores)
     longer = by_row(items, [len(to_text(text)) for item in items for text in item.responses])
@@ -40,32 +53,36 @@ def evaluate_benchmark(
     for i, item in enumerate(items):
         rows.setdefault(item.subset, []).append(i)
     groups = {name: np.array([items[i].group for i in some]) for name, some in rows.items()}
-    prompts = {name: len(np.unique(some)) for name, some in groups.items()}
     sizes = {name: len(some) for name, some in rows.items()}
 
-    def measured(of: list[Array]) -> tuple[dict[str, Figure], dict[str, Figure]]:
-        """The figures, and those of each draw."""
+    def measured(of: list[Array]) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, int]]:
+        """The figures, those of each draw, and the prompts of each subset that say something about all its parts."""
         parts = {
             name: parts_of(benchmark, [items[i] for i in some], [of[i] for i in some]) for name, some in rows.items()
         }
         means = {name: {part: float(np.nanmean(v)) for part, v in each.items()} for name, each in parts.items()}
         drawn = {name: drawn_means(parts[name], groups[name], draws, seed + k) for k, name in enumerate(rows)}
-        return figures(benchmark, means, sizes), figures(benchmark, drawn, sizes)
+        prompts = {
+            name: min(len(np.unique(groups[name][np.isfinite(v)])) for v in each.values())
+            for name, each in parts.items()
+        }
+        return figures(benchmark, means, sizes), figures(benchmark, drawn, sizes), prompts
 
-    (value, spread), (simple, simple_spread) = measured(own), measured(longer)
+    (value, spread, prompts), (simple, simple_spread, _) = measured(own), measured(longer)
     found = {}
     for name, figure in value.items():
-        n, different = (sum(count[subset] for subset in figure.subsets) for count in (sizes, prompts))
-        over = interval(figure.value - simple[name].value, spread[name].value - simple_spread[name].value, n)
+        fewest = min(prompts[subset] for subset in figure.subsets)
+        difference = figure.value - simple[name].value, spread[name].value - simple_spread[name].value
         found[name] = {
-            **not_certain(interval(figure.value, spread[name].value, n), different)._asdict(),
-            "longer": ends(not_certain(interval(simple[name].value, simple_spread[name].value, n), different)),
-            "over_longer": ends(over),
+            **interval(figure.value, spread[name].value, fewest)._asdict(),
+            "n": sum(sizes[subset] for subset in figure.subsets),
+            "longer": interval(simple[name].value, simple_spread[name].value, fewest)._asdict(),
+            "over_longer": interval(*difference, fewest, least=-1.0)._asdict(),
         }
     return {
         "name": benchmark,
         "rows": len(items),
-        "prompts": sum(prompts.values()),
+        "prompts": sum(len(np.unique(some)) for some in groups.values()),
         "ties": sum(tied(item, one) for item, one in zip(items, own, strict=True)),
         "overall": AVERAGE,
         "figures": found,
@@ -98,13 +115,20 @@ def drawn_means(parts: Parts, groups: Array, draws: int, seed: int) -> dict[str,
     return dict(zip(parts, np.concatenate(means).T, strict=True))
 
 
-def interval(value: float, drawn: Array, n: int) -> Interval:
+def interval(value: float, drawn: Array, prompts: int, least: float = 0.0) -> Ends:
+    """The interval of a figure between `least` and 1 that rests on subsets of `prompts` prompts or more.
+
+    Where all draws are equal, resampling has nothing to vary and would claim certainty. At 95%, a share of up to
+    1 - 0.025^(1 / prompts) of all prompts may then differ from those seen (the exact binomial bound for none of them),
+    and say anything in the range.
+    """
+    if prompts < 2:
+        return Ends(float(value), None, None)
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(value), float(low), float(high), n)
-
-
-def ends(of: Interval) -> dict[str, float]:
-    return {"value": of.value, "low": of.low, "high": of.high}
+    if high - low < SAME:
+        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / prompts)
+        low, high = min(low, value - unseen * (value - least)), max(high, value + unseen * (1 - value))
+    return Ends(float(value), float(low), float(high))
 
 
 def tied(item: Item, scores: Array) -> bool:
