@@ -99,7 +99,10 @@ class Desk:
             self._waiting -= 1
 
     async def once(self, name: str, work: Callable[[], Any], patience: float | None = 0.3) -> dict[str, Any]:
-        """{"found": ...} of long work that is done once, {"found": None} while it goes on past `patience` seconds. Raises what it raised."""
+        """{"found": ...} of long work that is done once; {"found": None} where it takes longer than `patience` seconds.
+
+        Raises what the work raised.
+        """
         if name not in self._begun:
             loop = asyncio.get_running_loop()
             self._begun[name] = asyncio.ensure_future(loop.run_in_executor(self._thread, work))

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,17 @@ def started(model: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str],
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     stderr, log, ready = process.stderr, [], threading.Event()
+    other: list[str] = []
     assert stderr is not None
 
     def read() -> None:
         for line in stderr:
             if line.startswith("{"):
                 log.append(json.loads(line))
+                log[0]["other"] = other  # lines that are no JSON
                 ready.set()
+            else:
+                other.append(line)
         ready.set()
 
     reader = threading.Thread(target=read, daemon=True)
@@ -113,6 +118,22 @@ def test_killed_and_started_again_under_load(model_folder: Path, rm: RewardModel
     assert load.broken
     assert set(load.refused) <= {503}
     check(load, rm)
+
+
+def test_a_second_sigterm_refuses_what_was_accepted(model_folder: Path) -> None:
+    with started(model_folder) as (process, url, log), ThreadPoolExecutor(1) as pool:
+        texts = [f"{i} " + "word " * 1500 for i in range(400)]
+        asked = pool.submit(httpx.post, f"{url}/score", json={"prompts": texts, "responses": texts}, timeout=60)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        answer = asked.result()
+        assert process.wait(10) == 1
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "unavailable"
+    assert log[-1]["event"] == "stopped"
+    assert not log[0]["other"]
 
 
 def test_sigterm_finishes_what_was_accepted(model_folder: Path, rm: RewardModel) -> None:
