@@ -74,13 +74,18 @@ class Draining(uvicorn.Server):
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75)
+    """Without uvicorn's logs, and its lifespan, which cannot be left at once: who runs the app closes the service."""
+    return uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_keep_alive=75
+    )
 
 
 def serve(app: FastAPI, sock: socket.socket, grace: float) -> bool:
     """Run until SIGTERM or SIGINT, then finish what was accepted; False where a second signal cut that short."""
     server = Draining(config_of(app), app, grace)
     server.run([sock])
+    if not server.force_exit:
+        app.state.service.close()
     return not server.force_exit
 
 
@@ -88,6 +93,7 @@ class Server:
     """The app in a thread of this process, for tests and benchmarks: `with Server(app) as server: server.url`."""
 
     def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._service: Service = app.state.service
         self._socket = listen(host, port)
         self.url = url_of(host, self._socket)
         self._server = uvicorn.Server(config_of(app))
@@ -107,3 +113,4 @@ class Server:
     def __exit__(self, *_: Any) -> None:
         self._server.should_exit = True
         self._thread.join()
+        self._service.close()

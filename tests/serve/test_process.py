@@ -133,7 +133,7 @@ def test_a_second_sigterm_refuses_what_was_accepted(model_folder: Path) -> None:
     assert answer.status_code == 503
     assert answer.json()["error"]["type"] == "unavailable"
     assert log[-1]["event"] == "stopped"
-    assert not log[0]["other"]
+    assert not log[0]["other"], "".join(log[0]["other"])
 
 
 def test_sigterm_finishes_what_was_accepted(model_folder: Path, rm: RewardModel) -> None:
