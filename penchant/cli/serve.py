@@ -39,7 +39,7 @@ def serve(
         max_tokens: longest prompt with its response, before the model's own max_length cuts its start.
         max_queue_tokens: most tokens that wait; beyond, the answer is 429 with Retry-After.
         max_requests: most requests worked on at once; beyond, the answer is 429.
-        timeout: seconds after which a request is given up.
+        timeout: seconds from a request's last byte after which it is given up.
         grace: seconds for which /ready says 503 before the port closes.
         log_texts: log the bodies of requests as well.
     """
@@ -78,7 +78,9 @@ def serve(
     service = Service.load(model, limits=limits, cache_bytes=cache_mb << 20)
     log = Log()
     app = create_app(service, routers=[router], keys=known, log=log, log_texts=log_texts)
-    logging.getLogger("uvicorn").addHandler(Warnings(log))
+    warnings = logging.getLogger("uvicorn")
+    warnings.addHandler(Warnings(log))
+    warnings.propagate = False  # a library may have given the root logger a handler that writes plain lines
     log.write(
         event="listening",
         url=url_of(host, sock),

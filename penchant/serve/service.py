@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from penchant.chat import Text, Tokens
 from penchant.errors import InputError
-from penchant.judge import by_person, load_rewards
+from penchant.judge import by_person, rewards_in
 from penchant.personal.scoring import PersonalRewards
 from penchant.rendered import Rendered
 from penchant.reward_model import RewardModel, check_texts
@@ -80,7 +80,7 @@ class Service:
         Raises InputError where there is neither.
         """
         name = Path(folder).resolve().name if Path(folder).exists() else str(folder)
-        return cls(load_rewards(folder), name=name, limits=limits, cache_bytes=cache_bytes)
+        return cls(rewards_in(folder), name=name, limits=limits, cache_bytes=cache_bytes)
 
     @property
     def personal(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -124,6 +125,9 @@ def test_a_second_sigterm_refuses_what_was_accepted(model_folder: Path) -> None:
     with started(model_folder) as (process, url, log), ThreadPoolExecutor(1) as pool:
         texts = [f"{i} " + "word " * 1500 for i in range(400)]
         asked = pool.submit(httpx.post, f"{url}/score", json={"prompts": texts, "responses": texts}, timeout=60)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as sock:
+            sock.sendall(b"no HTTP\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 400")
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
@@ -133,6 +137,7 @@ def test_a_second_sigterm_refuses_what_was_accepted(model_folder: Path) -> None:
     assert answer.status_code == 503
     assert answer.json()["error"]["type"] == "unavailable"
     assert log[-1]["event"] == "stopped"
+    assert [line["logger"] for line in log if line.get("event") == "warning"] == ["uvicorn.error"]
     assert not log[0]["other"], "".join(log[0]["other"])
 
 
