@@ -34,9 +34,7 @@ class Judge:
     @classmethod
     def load(cls, name: str | Path) -> Judge:
         """From the folder (or hub id) of a reward model, or the folder of a personal LLM; InputError for neither."""
-        return cls(
-            PersonalRewards.load(name) if (Path(name) / WEIGHTS).is_file() else RewardModel.from_pretrained(name)
-        )
+        return cls(rewards_in(name))
 
     def score(
         self,
@@ -90,6 +88,11 @@ class Judge:
                 " personal LLM"
             )
         self.people.rewards_of(user_id)
+
+
+def rewards_in(name: str | Path) -> RewardModel | PersonalRewards:
+    """What a folder holds: a personal LLM's rewards, or else a reward model (or its hub id); InputError for neither."""
+    return PersonalRewards.load(name) if (Path(name) / WEIGHTS).is_file() else RewardModel.from_pretrained(name)
 
 
 def by_person(user_ids: Sequence[str | None]) -> dict[str | None, list[int]]:

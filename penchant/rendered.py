@@ -66,10 +66,12 @@ class Rendered:
         return self._opened(text[:at]), self._response(text[at:]) + self.closing
 
     def _cleaned(self, text: str) -> str:
-        while self._pad and text.startswith(self._pad):
-            text = text[len(self._pad) :]
-        while self._bos and text.startswith(self._bos * 2):
-            text = text[len(self._bos) :]
+        at = 0  # text is sliced once: thousands of pads would else be copied thousands of times
+        while self._pad and text.startswith(self._pad, at):
+            at += len(self._pad)
+        while self._bos and text.startswith(self._bos * 2, at):
+            at += len(self._bos)
+        text = text[at:]
         if not self._opening and self._bos:
             text = text.removeprefix(self._bos)  # where the template has none; without a template, `Chat` puts it there
         return text
@@ -79,6 +81,12 @@ class Rendered:
 
     def _response(self, text: str) -> str:
         """The text without whatever ends it."""
-        while end := next((end for end in self._ends if text.rstrip().endswith(end)), None):
-            text = text.rstrip().removesuffix(end)
-        return text
+        kept = len(text)
+        while True:
+            at = kept
+            while at and text[at - 1].isspace():
+                at -= 1
+            end = next((end for end in self._ends if text.endswith(end, 0, at)), None)
+            if end is None:
+                return text[:kept]
+            kept = at - len(end)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,16 @@ def test_every_client_s_string_gives_the_same_tokens(name: str, prompt: Text, an
         (item,) = chat.encode_rendered([rendered.cut(text, known, "text 0")])
         assert np.array_equal(item.prompt, wanted.prompt), client
         assert np.array_equal(item.response, wanted.response), client
+
+
+def test_many_pads_and_ends_take_no_longer_than_their_length() -> None:
+    rendered = Rendered(chat_of(LLAMA3, bos=True))
+    tok = rendered.chat.tokenizer
+    before, after = rendered.chat.render("hello", "you")
+    many = tok.pad_token * 40_000 + tok.bos_token * 40_000 + before + after + (tok.eos_token + " \n") * 40_000
+    start = time.monotonic()
+    assert rendered.cut(many, None, "text 0") == rendered.cut(before + after, None, "text 0")
+    assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -25,7 +25,8 @@ def serve(
 ) -> None:
     """Serve a reward model over HTTP, in the shapes that trainers ask for (OpenRLHF, verl and others).
 
-    Logs one JSON object a request on stderr. SIGTERM finishes what was accepted and ends with code 0.
+    Logs one JSON object a request on stderr. SIGTERM finishes what was accepted and ends with code 0; a
+    second one refuses it and ends with code 1.
 
     Args:
         model: folder of a reward model (or hub id), or of a personal LLM whose people were fitted with rewards.
@@ -38,25 +39,30 @@ def serve(
         max_tokens: longest prompt with its response, before the model's own max_length cuts its start.
         max_queue_tokens: most tokens that wait; beyond, the answer is 429 with Retry-After.
         max_requests: most requests worked on at once; beyond, the answer is 429.
-        timeout: seconds after which a request is given up.
+        timeout: seconds from a request's last byte after which it is given up.
         grace: seconds for which /ready says 503 before the port closes.
         log_texts: log the bodies of requests as well.
     """
+    import logging
     import os
 
     from penchant.serve.app import create_app
     from penchant.serve.explorer import router
-    from penchant.serve.gate import Log
+    from penchant.serve.gate import Log, Warnings
     from penchant.serve.keys import Keys
     from penchant.serve.limits import Limits
-    from penchant.serve.server import check_host, listen
+    from penchant.serve.server import check_host, listen, url_of
     from penchant.serve.server import serve as run
     from penchant.serve.service import Service
 
-    amounts = {"cache_mb": cache_mb + 1, "max_body_mb": max_body_mb, "max_items": max_items, "max_tokens": max_tokens}
+    amounts = {"max_body_mb": max_body_mb, "max_items": max_items, "max_tokens": max_tokens}
     amounts |= {"max_queue_tokens": max_queue_tokens, "max_requests": max_requests}
-    if wrong := [name for name, value in amounts.items() if value < 1] or ([] if timeout > 0 else ["timeout"]):
+    if wrong := [name for name, value in amounts.items() if value < 1]:
         raise InputError(f"--{wrong[0]} is too small; give at least 1.")
+    if cache_mb < 0:
+        raise InputError("--cache_mb is too small; give at least 0.")
+    if not timeout > 0:
+        raise InputError("--timeout is too small; give a number of seconds above 0.")
     known = Keys(keys) if keys is not None else None
     check_host(host, known)
     limits = Limits(
@@ -72,10 +78,20 @@ def serve(
     service = Service.load(model, limits=limits, cache_bytes=cache_mb << 20)
     log = Log()
     app = create_app(service, routers=[router], keys=known, log=log, log_texts=log_texts)
-    address = f"http://{host}:{sock.getsockname()[1]}"
-    log.write(event="listening", url=address, pid=os.getpid(), keys=len(known) if known else 0, **service.description)
-    run(app, sock, grace)
+    warnings = logging.getLogger("uvicorn")
+    warnings.addHandler(Warnings(log))
+    warnings.propagate = False  # a library may have given the root logger a handler that writes plain lines
+    log.write(
+        event="listening",
+        url=url_of(host, sock),
+        pid=os.getpid(),
+        keys=len(known) if known else 0,
+        **service.description,
+    )
+    finished = run(app, sock, grace)
     log.write(event="stopped")
+    if not finished:
+        os._exit(1)  # an interpreter that ends under threads which run the LLM crashes
 
 
 def add(name: str, *, file: str = "keys.json") -> None:

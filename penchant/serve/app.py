@@ -52,6 +52,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # /score/ is a path there is none of, as any other
     )
     app.state.service = service
     app.include_router(scoring)
@@ -94,7 +95,7 @@ async def _unusable(_: Request, error: Exception) -> JSONResponse:
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = dict(error.errors()[0])
-    where = ".".join(str(part) for part in first["loc"][:6] if part != "body") or "the body"
+    where = ".".join(str(part)[:40] for part in first["loc"][:6] if part != "body") or "the body"
     message = f"{where}: {first['msg']}."
     return JSONResponse(error_body(422, message.encode("utf-8", "replace").decode()), 422)
 

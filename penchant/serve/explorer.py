@@ -66,19 +66,27 @@ class Desk:
     """What the explorer keeps for one service: the model to look into, and a thread beside the one that scores."""
 
     def __init__(self, service: Service) -> None:
-        self.service, self.browser = service, Browser(service.reward_model())
+        self.service = service
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explorer")
         self._waiting = 0
         self._begun: dict[str, asyncio.Future[Any]] = {}
 
     @classmethod
-    def of(cls, request: Request) -> Desk:
+    async def of(cls, request: Request) -> Desk:
         """The desk of the app that a request came to, made at the first."""
         state = request.app.state
         if not hasattr(state, "desk"):
             state.desk = cls(state.service)
         desk: Desk = state.desk
+        await desk.open()
         return desk
+
+    async def open(self) -> None:
+        """Load what there is to look into, such as an SAE."""
+        self.browser: Browser = (await self.once("browser", self._browser, None))["found"]
+
+    def _browser(self) -> Browser:
+        return Browser(self.service.reward_model())
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Blocking work, one piece after the other; Refused where too much waits."""
@@ -90,8 +98,11 @@ class Desk:
         finally:
             self._waiting -= 1
 
-    async def once(self, name: str, work: Callable[[], Any], patience: float = 0.3) -> dict[str, Any]:
-        """{"found": ...} of long work that is done once, {"found": None} while it goes on. Raises what it raised."""
+    async def once(self, name: str, work: Callable[[], Any], patience: float | None = 0.3) -> dict[str, Any]:
+        """{"found": ...} of long work that is done once; {"found": None} where it takes longer than `patience` seconds.
+
+        Raises what the work raised.
+        """
         if name not in self._begun:
             loop = asyncio.get_running_loop()
             self._begun[name] = asyncio.ensure_future(loop.run_in_executor(self._thread, work))
@@ -122,10 +133,10 @@ def static(name: str) -> Response:
 @router.get("/explore/model")
 async def model(request: Request) -> dict[str, Any]:
     """What is served, what of it can be browsed, and an example to begin with."""
-    desk = Desk.of(request)
+    desk = await Desk.of(request)
     service, browser = desk.service, desk.browser
     return {
-        **service.description,
+        **await service.run(lambda: service.description),
         "features": browser.reading is not None,
         "codes": len(browser.coded.codebook_) if browser.coded else 0,
         "reads": browser.reads,
@@ -168,7 +179,7 @@ async def words(request: Request, body: Pair) -> dict[str, Any]:
 @router.post("/explore/reasons")
 async def reasons(request: Request, body: Pair) -> dict[str, Any]:
     """Which features, or codes, speak for each answer; {} where the model has neither."""
-    desk = Desk.of(request)
+    desk = await Desk.of(request)
     await desk.service.tokens([body.prompt] * 2, [body.first, body.second])  # refuses what cannot be read
     return await desk.run(desk.browser.pair, body.prompt, body.first, body.second)
 
@@ -176,7 +187,7 @@ async def reasons(request: Request, body: Pair) -> dict[str, Any]:
 @router.get("/explore/features")
 async def features(request: Request) -> dict[str, Any]:
     """What each feature does to scores and reacts to, on demo pairs; {"found": None} while they are read."""
-    desk = Desk.of(request)
+    desk = await Desk.of(request)
     if desk.browser.reading is None:
         raise InputError("this model has no features.")
     return await desk.once("features", lambda: desk.browser.features)
@@ -185,7 +196,7 @@ async def features(request: Request) -> dict[str, Any]:
 @router.get("/explore/codes")
 async def codes(request: Request) -> dict[str, Any]:
     """What each code stands for, on demo pairs; {"found": None} while they are read."""
-    desk = Desk.of(request)
+    desk = await Desk.of(request)
     if desk.browser.coded is None:
         raise InputError("this model has no codes.")
     return await desk.once("codes", lambda: desk.browser.codes)
@@ -202,7 +213,7 @@ async def people(request: Request, prefix: str = "", after: str = "") -> dict[st
 @router.get("/explore/person")
 async def person(request: Request, user_id: User) -> dict[str, Any]:
     """Where one person's taste differs from everybody's, on demo pairs; {"found": None} while they are read."""
-    desk = Desk.of(request)
+    desk = await Desk.of(request)
     rm = await desk.service.run(desk.service.reward_model, user_id)
     if (await desk.once("latents", lambda: desk.browser.latents))["found"] is None:
         return {"found": None}

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +24,10 @@ from penchant.serve.refusals import Refused, error_bytes
 from penchant.serve.service import Service
 
 OPEN = ("/health", "/ready", "/")
+JSON_KIND = re.compile(r"application/([^/]+\+)?json")
 OPEN_BELOW = "/static/"
+GONE = 499
+"""The status in log and metrics of a request whose client went away before its answer."""
 WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -35,6 +40,17 @@ class Log:
     def write(self, **facts: Any) -> None:
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
         print(json.dumps(line, ensure_ascii=True), file=self.stream or sys.stderr, flush=True)
+
+
+class Warnings(logging.Handler):
+    """Warnings of the libraries, as lines of the log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.write(event=record.levelname.lower(), logger=record.name, message=record.getMessage())
 
 
 class Gate:
@@ -60,20 +76,25 @@ class Gate:
         start = time.perf_counter()
         facts: dict[str, Any] = {"id": uuid.uuid4().hex[:16], "method": scope["method"], "path": scope["path"]}
         scope.setdefault("state", {})["facts"] = facts
-        sent: dict[str, Any] = {"status": None}
+        sent: dict[str, Any] = {"status": None, "all": False}
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 sent["status"] = message["status"]
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", facts["id"].encode())]}
+            sent["all"] = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         self.in_flight += 1
         self.service.metrics.in_flight.set(self.in_flight)
         try:
-            await self.app(scope, await self._admitted(scope, receive, facts), sending)
+            body = await self._admitted(scope, receive, facts)
+            await self._answered(scope, body, receive, sending, sent)
         except Refused as no:
             await _refuse(no.status, no.message, no.headers, sending)
+        except asyncio.CancelledError:  # the server was told to stop at once
+            if sent["status"] is None:
+                await _refuse(503, "the server was stopped; ask again later.", {"Connection": "close"}, sending)
         except Exception as error:
             facts["error"] = f"{type(error).__name__}: {error}" if self.log_texts else type(error).__name__
             if sent["status"] is not None:
@@ -85,17 +106,33 @@ class Gate:
             seconds = time.perf_counter() - start
             route = scope.get("route")
             path = getattr(route, "path", "other")
-            self.service.metrics.request(path, sent["status"] or 499, seconds)
+            self.service.metrics.request(path, sent["status"] or GONE, seconds)
             if self.log is not None:
-                self.log.write(**facts, status=sent["status"], ms=round(1000 * seconds, 2))
+                self.log.write(**facts, status=sent["status"] or GONE, ms=round(1000 * seconds, 2))
 
-    async def _admitted(self, scope: Scope, receive: Receive, facts: dict[str, Any]) -> Receive:
-        """The request's own messages, its body checked; raises Refused."""
+    async def _answered(self, scope: Scope, body: bytes, receive: Receive, send: Send, sent: dict[str, Any]) -> None:
+        """Let the app answer, for as long as its client is there and the time is not up; Refused where it is."""
+        gone = asyncio.ensure_future(_gone(receive))
+        work = asyncio.ensure_future(self.app(scope, _replayed(body, gone), send))
+        seconds = self.service.limits.seconds
+        try:
+            await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or sent["all"]:
+                await work
+            elif not gone.done() and sent["status"] is None:
+                raise Refused(504, f"no answer within {seconds:g} seconds; send less at once, or ask later.")
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.wait({work, gone})
+
+    async def _admitted(self, scope: Scope, receive: Receive, facts: dict[str, Any]) -> bytes:
+        """The request's body, checked; none of a method that has none. Raises Refused."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self.keys is not None and not self._is_public(scope["path"]):
             facts["key"] = self._caller(headers)
         if scope["method"] not in WITH_BODY:
-            return receive
+            return b""
         if self.service.draining:
             raise Refused(503, "the server is shutting down; ask again later.", Retry_After="5", Connection="close")
         if self.in_flight > self.service.limits.requests:
@@ -120,12 +157,12 @@ class Gate:
             if not message.get("more_body"):
                 break
         facts["bytes"] = len(body)
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if body and (not kind or kind == "application/json" or kind.endswith("+json")):
+        if body:
+            _check_kind(scope["headers"])
             check_json(bytes(body), limits)
             if self.log_texts:
                 facts["body"] = body.decode()
-        return _replayed(bytes(body), receive)
+        return bytes(body)
 
     def _is_public(self, path: str) -> bool:
         return path in self.public or path.startswith(OPEN_BELOW)
@@ -144,14 +181,35 @@ class Gate:
         return name
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """`receive` with the body, read already, as its first message."""
+def _check_kind(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refused unless a body is said to be plain JSON.
+
+    A page of another site can make a browser send a body without a type, but not one of this type.
+    """
+    given = [(name.lower(), value.decode("latin-1").strip().lower()) for name, value in headers]
+    kinds = [value.partition(";")[0].strip() for name, value in given if name == b"content-type"]
+    if len(kinds) != 1 or not JSON_KIND.fullmatch(kinds[0]):
+        raise Refused(415, "send Content-Type: application/json.")
+    for name, value in given:
+        if name == b"content-encoding" and value != "identity":
+            raise Refused(415, f"the body's Content-Encoding is {value[:40]!r}; send it as it is, without one.")
+
+
+async def _gone(receive: Receive) -> None:
+    """Return once the client is away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replayed(body: bytes, gone: asyncio.Future[None]) -> Receive:
+    """The request's messages for the app: the body, read already, and in time that the client is away."""
     given = False
 
     async def again() -> Message:
         nonlocal given
         if given:
-            return await receive()
+            await asyncio.wait({gone})
+            return {"type": "http.disconnect"}
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 

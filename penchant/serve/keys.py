@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from penchant.errors import InputError
 
 PREFIX = "pk-"
+SHA256 = re.compile(r"[0-9a-f]{64}")
 BYTES = 32
 """Of randomness in a key: a plain hash of so much cannot be searched, so no slow one is needed."""
 
@@ -80,10 +82,12 @@ class Keys:
             return
         try:
             entries = json.loads(self.path.read_text(encoding="utf-8"))["keys"]
-            self._entries = [{name: str(entry[name]) for name in ("name", "sha256", "made")} for entry in entries]
+            self._entries = [_entry(entry) for entry in entries]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._entries = []
-            raise InputError(f"{self.path} is no file of keys ({error}); make one with penchant keys add.") from error
+            self._entries, self._stamp = [], None  # so that the file put back as it was is read again
+            raise InputError(
+                f"{self.path} is no file of keys ({error}); move it away first, then make one with penchant keys add."
+            ) from error
         self._stamp = stamp
 
     def _write(self, entries: list[dict[str, str]]) -> None:
@@ -96,6 +100,13 @@ class Keys:
         except OSError as error:
             raise InputError(f"cannot write {self.path} ({error.strerror}); choose another --file.") from error
         self._read()
+
+
+def _entry(given: dict[str, object]) -> dict[str, str]:
+    entry = {name: str(given[name]) for name in ("name", "sha256", "made")}
+    if not SHA256.fullmatch(entry["sha256"]):
+        raise ValueError(f"the sha256 of {entry['name']!r} is not 64 hex digits")
+    return entry
 
 
 def _digest(key: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from penchant.serve.refusals import Refused
 
-STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+"""Strings, also one without its end: where a match can fail, each quote in it would be tried anew."""
 HALF_PAIR = re.compile(r"[\ud800-\udfff]")
 
 
@@ -32,7 +34,7 @@ class Limits:
     queue_tokens: int = 262_144
     """Tokens that wait for the LLM, each prompt counted with each of its responses."""
     seconds: float = 120.0
-    """Time from a request's last byte to its answer, and for its bytes to arrive."""
+    """Time from a request's last byte to its answer, whatever is done for it; and for its bytes to arrive."""
 
 
 def check_json(body: bytes, limits: Limits) -> None:
@@ -44,7 +46,7 @@ def check_json(body: bytes, limits: Limits) -> None:
     if depth(body) > limits.depth:
         raise Refused(400, f"the JSON is nested deeper than {limits.depth} levels; flatten it.")
     try:
-        value = json.loads(body, parse_constant=_not_finite)
+        value = json.loads(body, parse_float=_finite, parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON ({error}); send one JSON object.") from error
     if b"\\ud" in body.lower() and _half_pair(value):
@@ -68,5 +70,10 @@ def _half_pair(value: Any) -> bool:
     return isinstance(value, list) and any(map(_half_pair, value))
 
 
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _not_finite(digits)
+
+
 def _not_finite(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name[:40]} is no finite number")

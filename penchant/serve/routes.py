@@ -43,6 +43,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     405: {"model": Error, "description": "The path takes another method."},
     408: {"model": Error, "description": "The body did not arrive in time."},
     413: {"model": Error, "description": "Larger than a limit of the server."},
+    415: {"model": Error, "description": "The body is not said to be JSON, or is encoded."},
     422: {"model": Error, "description": "A field or a text is not usable; the message says which and why."},
     429: {"model": Error, "description": "Too much is waiting; Retry-After says when to ask again."},
     503: {"model": Error, "description": "Shutting down."},
@@ -66,9 +67,9 @@ async def score(request: Request, body: ScoreRequest) -> ScoreAnswer:
     if (body.response is None) == (body.responses is None):
         raise InputError("give response, or responses.")
     responses = [body.response] if body.response is not None else body.responses or []
-    prompts = [body.prompt] * len(responses) if body.prompt is not None else body.prompts or []
+    prompts = _texts([body.prompt]) * len(responses) if body.prompt is not None else _texts(body.prompts or [])
     service = service_of(request)
-    scored = await _scored(request, await service.tokens(_texts(prompts), _texts(responses)), body.user_id)
+    scored = await _scored(request, await service.tokens(prompts, _texts(responses)), body.user_id)
     usage = Usage(tokens=scored.tokens, cached=scored.cached, truncated=scored.truncated)
     return ScoreAnswer(model=service.name, scores=_floats(scored), usage=usage)
 
@@ -80,11 +81,14 @@ async def compare(request: Request, body: CompareRequest) -> CompareAnswer:
     prompts = _several(body.prompt)
     if len(first) != len(second):
         raise InputError(f"{len(first)} first responses for {len(second)} second ones; give as many of each.")
-    prompts = prompts * len(first) if len(prompts) == 1 else prompts
+    if len(prompts) not in (1, len(first)):
+        raise InputError(f"{len(prompts)} prompts for {len(first)} comparisons; give one for all, or one for each.")
+    asked = _texts(prompts) * (2 if len(prompts) == len(first) else 2 * len(first))
     service = service_of(request)
-    items = await service.tokens([*_texts(prompts), *_texts(prompts)], [*_texts(first), *_texts(second)])
+    items = await service.tokens(asked, [*_texts(first), *_texts(second)])
     scored = await _scored(request, items, body.user_id)
-    found = [float(p) for p in service.reward_model(body.user_id).probability(scored.scores)]
+    model = await service.run(service.reward_model, body.user_id)
+    found = [float(p) for p in model.probability(scored.scores)]
     return CompareAnswer(model=service.name, probability=found[0] if len(found) == 1 else None, probabilities=found)
 
 

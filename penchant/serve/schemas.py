@@ -8,7 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 QUESTION = "How do I rest my eyes?"
 GOOD, BAD = "Look out of the window for a minute.", "No."
-RENDERED = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{GOOD}<|im_end|>\n"
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+RENDERED = "".join(
+    f"<|im_start|>{role}\n{text}<|im_end|>\n"
+    for role, text in (("system", SYSTEM), ("user", QUESTION), ("assistant", GOOD))
+)
+"""As the default LLM's chat template renders it."""
 CONVERSATION = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": GOOD}]
 
 

@@ -32,13 +32,19 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one. PenchantError where the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delay on
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
         found.listen(1024)
-    except OSError as error:
-        raise PenchantError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port.") from error
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise PenchantError(f"cannot listen on {host}:{port} ({why}); choose another --port or --host.") from error
     return found
+
+
+def url_of(host: str, sock: socket.socket) -> str:
+    """Where the socket is reached; an IPv6 address stands in brackets."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
 
 
 class Draining(uvicorn.Server):
@@ -68,20 +74,28 @@ class Draining(uvicorn.Server):
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75)
+    """Without uvicorn's logs, and its lifespan, which cannot be left at once: who runs the app closes the service."""
+    return uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_keep_alive=75
+    )
 
 
-def serve(app: FastAPI, sock: socket.socket, grace: float) -> None:
-    """Run until SIGTERM or SIGINT, then finish what was accepted."""
-    Draining(config_of(app), app, grace).run([sock])
+def serve(app: FastAPI, sock: socket.socket, grace: float) -> bool:
+    """Run until SIGTERM or SIGINT, then finish what was accepted; False where a second signal cut that short."""
+    server = Draining(config_of(app), app, grace)
+    server.run([sock])
+    if not server.force_exit:
+        app.state.service.close()
+    return not server.force_exit
 
 
 class Server:
     """The app in a thread of this process, for tests and benchmarks: `with Server(app) as server: server.url`."""
 
     def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._service: Service = app.state.service
         self._socket = listen(host, port)
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self.url = url_of(host, self._socket)
         self._server = uvicorn.Server(config_of(app))
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -99,3 +113,4 @@ class Server:
     def __exit__(self, *_: Any) -> None:
         self._server.should_exit = True
         self._thread.join()
+        self._service.close()

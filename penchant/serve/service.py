@@ -14,9 +14,8 @@ from typing_extensions import Self
 
 from penchant.chat import Text, Tokens
 from penchant.errors import InputError
+from penchant.judge import by_person, rewards_in
 from penchant.personal.scoring import PersonalRewards
-from penchant.personal.system import CONFIG
-from penchant.personal.system import WEIGHTS as CLAP
 from penchant.rendered import Rendered
 from penchant.reward_model import RewardModel, check_texts
 from penchant.serve.batching import Batcher, Row
@@ -80,10 +79,8 @@ class Service:
 
         Raises InputError where there is neither.
         """
-        personal = Path(folder, CONFIG).is_file() and Path(folder, CLAP).is_file()
-        model = PersonalRewards.load(folder) if personal else RewardModel.from_pretrained(folder)
         name = Path(folder).resolve().name if Path(folder).exists() else str(folder)
-        return cls(model, name=name, limits=limits, cache_bytes=cache_bytes)
+        return cls(rewards_in(folder), name=name, limits=limits, cache_bytes=cache_bytes)
 
     @property
     def personal(self) -> bool:
@@ -118,6 +115,9 @@ class Service:
             raise InputError("this model has one taste for all; leave user_id out, or serve a personal LLM's folder.")
         return self._people.rewards_of(user_id)
 
+    def _models(self, people: Sequence[str | None]) -> dict[str | None, RewardModel]:
+        return {user_id: self.reward_model(user_id) for user_id in dict.fromkeys(people)}
+
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Blocking work in a thread of its own, one at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._side, function, *args)
@@ -127,7 +127,7 @@ class Service:
     ) -> list[float]:
         """As `RewardModel.score`, to the last bit: the scores of response i to prompt i.
 
-        Raises InputError, and Refused where a limit is reached or the time is up.
+        Raises InputError, and Refused where a limit is reached.
         """
         items = await self.tokens(prompts, responses)
         return [float(score) for score in (await self.score_tokens(items, [user_id] * len(items))).scores]
@@ -144,6 +144,7 @@ class Service:
         """Response i to prompt i as the model reads it; InputError for one that is empty, Refused for one too long."""
         if len(prompts) != len(responses):
             raise InputError(f"{len(prompts)} prompts for {len(responses)} responses; give one prompt for each.")
+        self._check_count(len(responses))
         self._check_sizes([_characters(p) + _characters(r) for p, r in zip(prompts, responses, strict=True)])
         check_texts(responses)
         return await self._tokenise(lambda: self.backbone.chat.encode(prompts, responses))
@@ -155,7 +156,8 @@ class Service:
         asked = prompts if prompts is not None else [None] * len(texts)
         if len(asked) != len(texts):
             raise InputError(f"{len(asked)} prompts for {len(texts)} texts; give one prompt for each, or none.")
-        self._check_sizes([len(text) for text in texts])
+        self._check_count(len(texts))
+        self._check_sizes([max(len(text), len(p or "")) for text, p in zip(texts, asked, strict=True)])
 
         def encoded() -> list[Tokens]:
             cut = [
@@ -167,15 +169,12 @@ class Service:
 
     async def score_tokens(self, items: Sequence[Tokens], people: Sequence[str | None]) -> Scored:
         """Scores of sequences, the i-th in the taste of people[i]."""
-        models = {user_id: self.reward_model(user_id) for user_id in dict.fromkeys(people)}
+        models = await self.run(self._models, people)
         ticket = self.batcher.submit(items)
         try:
-            rows = await asyncio.wait_for(asyncio.wrap_future(ticket.future), self.limits.seconds)
-        except asyncio.TimeoutError:
-            seconds = f"{self.limits.seconds:g}"
-            raise Refused(504, f"no answer within {seconds} seconds; send less at once, or ask later.") from None
+            rows = await asyncio.wrap_future(ticket.future)
         finally:
-            if not ticket.future.done() or ticket.future.cancelled():
+            if not ticket.future.done() or ticket.future.cancelled():  # whoever asked went away, or the time is up
                 self.batcher.cancel(ticket)
         latents = [rows[item.key] for item in items]
         scores = await self.run(_scores, latents, models, list(people))
@@ -198,9 +197,11 @@ class Service:
                 raise Refused(413, f"{found}, and {self.limits.tokens:,} are allowed; shorten it.")
         return items
 
+    def _check_count(self, count: int) -> None:
+        if count > self.limits.items:
+            raise Refused(413, f"{count:,} responses in one request, and {self.limits.items:,} are allowed.")
+
     def _check_sizes(self, sizes: Sequence[int]) -> None:
-        if len(sizes) > self.limits.items:
-            raise Refused(413, f"{len(sizes):,} responses in one request, and {self.limits.items:,} are allowed.")
         for i, size in enumerate(sizes):
             if size > self.limits.characters:
                 allowed = f"{self.limits.characters:,} are allowed; shorten it."
@@ -210,9 +211,8 @@ class Service:
 def _scores(latents: list[Row], models: dict[str | None, RewardModel], people: list[str | None]) -> Any:
     """Each person's rows in one call of their head, as `RewardModel.score` does it for the same texts."""
     scores = np.zeros(len(latents), np.float32)
-    for user_id, model in models.items():
-        rows = [i for i, who in enumerate(people) if who == user_id]
-        scores[rows] = model.head.score(np.stack([latents[i] for i in rows]))
+    for user_id, rows in by_person(people).items():
+        scores[rows] = models[user_id].head.score(np.stack([latents[i] for i in rows]))
     return scores
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from penchant.serve import batching
+from penchant.serve.app import create_app
 from penchant.serve.gate import Log
 from penchant.serve.limits import Limits, depth
+from penchant.serve.server import Server
+from penchant.serve.service import Service
 from tests.serve.conftest import Serve
 
 POSTS = ("/score", "/compare", "/get_reward", "/classify", "/pooling", "/v1/score/evaluation")
@@ -23,6 +29,7 @@ BYTES = {
     "no JSON": (b"{", 400),
     "no UTF-8": (b'{"prompt": "\xff\xfe"}', 400),
     "NaN": (b'{"prompt": NaN}', 400),
+    "a number too large": (b'{"prompt": "a", "responses": ["b"], "labels": 1e999, "model": "a"}', 400),
     "infinity": (b'{"prompt": "a", "responses": [-Infinity]}', 400),
     "deep": (b"[" * 100_000, 400),
     "deep objects": (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, 400),
@@ -97,11 +104,48 @@ def test_paths_methods_and_types(client: TestClient) -> None:
     assert error_of(client.delete("/health"))["type"] == "method_not_allowed"
     for kind in ("text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "nonsense"):
         assert (
-            error_of(client.post("/score", content=json.dumps(GOOD), headers={"Content-Type": kind}))["status"] == 422
+            error_of(client.post("/score", content=json.dumps(GOOD), headers={"Content-Type": kind}))["status"] == 415
         )
     # A page of another site can make a browser send a body without a type, but not one of this type.
-    assert error_of(client.post("/score", content=json.dumps(GOOD)))["status"] == 422
+    assert error_of(client.post("/score", content=json.dumps(GOOD)))["status"] == 415
     assert client.post("/score", json=GOOD).status_code == 200
+    assert error_of(client.post("/score/", json=GOOD, follow_redirects=False))["type"] == "not_found"
+
+
+@pytest.mark.parametrize("body", [b'"' + b'\\"' * 100_000, b'{"a": "' + b"\\ud800" * 2000 + b'"}', b"[" * 100])
+def test_two_types_and_encodings_are_no_way_round_the_check(client: TestClient, body: bytes) -> None:
+    twice = [("Content-Type", "text/plain"), ("Content-Type", "application/json")]
+    for headers in (twice, twice[::-1]):
+        assert error_of(client.post("/score", content=body, headers=headers))["status"] == 415
+    answer = client.post("/score", content=body, headers={**JSON, "Content-Encoding": "gzip"})
+    assert answer.status_code == 415
+    assert "gzip" in error_of(answer)["message"]
+    plain = client.post("/score", json=GOOD, headers={"Content-Encoding": "identity"})
+    assert plain.status_code == 200
+
+
+def test_a_text_without_its_end_takes_no_longer_than_another() -> None:
+    start = time.monotonic()
+    assert depth(b'["' + b'\\"' * 500_000) == 1
+    assert time.monotonic() - start < 2
+
+
+def test_a_prompt_is_as_long_as_a_text_may_be(client: TestClient) -> None:
+    answer = client.post("/get_reward", json={"query": ["a"], "prompts": ["<pad>" * 50_000]})
+    assert answer.status_code == 413
+    assert "250,000 characters" in error_of(answer)["message"]
+
+
+def test_counts_of_a_comparison_are_those_that_were_sent(client: TestClient) -> None:
+    answer = client.post("/compare", json={"prompt": ["a", "b", "c"], "first": ["a", "b"], "second": ["a", "b"]})
+    assert answer.status_code == 422
+    assert "3 prompts for 2 comparisons" in error_of(answer)["message"]
+
+
+def test_an_unknown_field_is_not_given_back_whole(client: TestClient) -> None:
+    answer = client.post("/score", json={**GOOD, "x" * 100_000: 1})
+    assert answer.status_code == 422
+    assert len(error_of(answer)["message"]) < 200
 
 
 def test_bodies_are_cut_off(served: Serve) -> None:
@@ -171,6 +215,40 @@ def test_a_full_queue_is_429_and_too_long_a_wait_504(served: Serve, monkeypatch:
     assert batcher.waiting_tokens == 0  # whoever gave up is not run
     stuck.go.set()
     assert client.post("/score", json=GOOD).status_code == 200
+
+
+def test_the_time_covers_tokenising_too(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = served(Limits(seconds=0.3))
+    chat, go = client.app.state.service.backbone.chat, threading.Event()  # type: ignore[attr-defined]
+    monkeypatch.setattr(chat, "encode", lambda *_: go.wait(5) and [])
+    start = time.monotonic()
+    answer = client.post("/score", json=GOOD)
+    go.set()
+    assert answer.status_code == 504
+    assert "0.3 seconds" in error_of(answer)["message"]
+    assert time.monotonic() - start < 3
+
+
+def test_who_went_away_is_not_computed_for(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batching, "shares", lambda most: (1, 1))
+    stuck, service = Stuck(monkeypatch), Service.load(model_folder)
+    app = create_app(service, log=Log())
+    with Server(app) as server, TestClient(app) as first, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(first.post, "/score", json=GOOD)
+        assert stuck.began.wait(30)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/score", json={"prompt": "leaves", "responses": ["you"]}, timeout=0.5)
+        end = time.monotonic() + 10
+        while service.batcher.waiting_tokens and time.monotonic() < end:
+            time.sleep(0.01)
+        left = service.batcher.waiting_tokens
+        stuck.go.set()
+        assert waits.result(30).status_code == 200
+    assert left == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines] == [499, 200]
 
 
 def test_too_many_requests_at_once_are_429(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from penchant.explain.leave_out import MOST, pieces, without
 from penchant.report_style import STYLE
 from penchant.serve import browse
+from penchant.serve import explorer as explorer_module
 from penchant.serve.explorer import PEOPLE as LISTED
 from penchant.serve.explorer import POLICY, STATIC, WAITING, Desk
 from penchant.serve.keys import Keys
@@ -300,6 +301,32 @@ def test_a_text_too_long_is_refused_before_it_is_explained(clients: dict[str, Te
     for path in ("compare", "words", "reasons"):
         answer = clients["sae"].post(f"/explore/{path}", json={**PAIR, "first": "long " * 50_000})
         assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("kind", ["sae", "personal"])
+def test_nothing_is_read_from_files_by_the_thread_that_answers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = explorer(kind)
+    threads: list[str] = []
+    service = app.state.service
+    look, find = explorer_module.Browser, service.reward_model
+
+    def looking(rm: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return look(rm)
+
+    def finding(user_id: str | None = None) -> Any:
+        threads.append(threading.current_thread().name)
+        return find(user_id)
+
+    monkeypatch.setattr(explorer_module, "Browser", looking)
+    monkeypatch.setattr(service, "reward_model", finding)
+    who = {"user_id": "ann"} if kind == "personal" else {}
+    with TestClient(app) as client:
+        assert client.get("/explore/model").status_code == 200
+        assert client.post("/score", json={"prompt": "a", "responses": ["b"], **who}).status_code == 200
+        assert client.post("/compare", json={"prompt": "a", "first": "b", "second": "c", **who}).status_code == 200
+    assert threads
+    assert {name.partition("_")[0] for name in threads} <= {"explorer", "side"}
 
 
 def test_more_than_a_few_pairs_do_not_wait_to_be_explained() -> None:

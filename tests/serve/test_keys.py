@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
 from penchant.cli.main import main
-from penchant.errors import InputError
+from penchant.errors import InputError, PenchantError
 from penchant.serve.keys import Keys
-from penchant.serve.server import check_host
+from penchant.serve.server import check_host, listen, url_of
 from tests.serve.conftest import Serve
 
 BODY = {"prompt": "a", "responses": ["b"]}
@@ -38,8 +39,12 @@ def test_keys_open_the_server_until_they_are_revoked(served: Serve, tmp_path: Pa
     assert client.post("/score", json=BODY, headers=bearer(ann)).status_code == 401
     assert client.post("/score", json=BODY, headers=bearer(bob)).status_code == 200
     assert client.post("/score", json=BODY, headers=bearer(keys.add("cleo"))).status_code == 200
+    keys.path.rename(tmp_path / "good.json")
     keys.path.write_text("{", encoding="utf-8")
     assert client.post("/score", json=BODY, headers=bearer(bob)).status_code == 503
+    keys.path.rename(tmp_path / "broken.json")
+    (tmp_path / "good.json").rename(keys.path)  # the very file that was there before
+    assert client.post("/score", json=BODY, headers=bearer(bob)).status_code == 200
     keys.path.unlink()
     assert client.post("/score", json=BODY, headers=bearer(bob)).status_code == 401
     assert client.get("/openapi.json").status_code == 401
@@ -54,6 +59,35 @@ def test_only_hashes_are_kept(tmp_path: Path) -> None:
     assert stat.S_IMODE(keys.path.stat().st_mode) == 0o600
     assert Keys(keys.path).name_of(key) == "ann"
     assert [entry["name"] for entry in json.loads(text)["keys"]] == ["ann"]
+
+
+@pytest.mark.parametrize("sha256", ["é", "", "0" * 63, "G" * 64])
+def test_a_hash_that_is_none_is_no_key(tmp_path: Path, sha256: str) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps({"keys": [{"name": "ann", "sha256": sha256, "made": ""}]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"'ann' is not 64 hex digits.*move it away first"):
+        Keys(file)
+
+
+def test_where_it_listens() -> None:
+    for port in (70_000, -1):
+        with pytest.raises(PenchantError, match="choose another --port"):
+            listen("127.0.0.1", port)
+    with listen("127.0.0.1", 0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP  # asyncio sends small answers at once for this one only
+        port = sock.getsockname()[1]
+        assert url_of("127.0.0.1", sock) == f"http://127.0.0.1:{port}"
+        assert url_of("::1", sock) == f"http://[::1]:{port}"
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("--cache_mb", "at least 0"), ("--timeout", "above 0"), ("--max_items", "1")]
+)
+def test_amounts_have_bounds(option: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = "-1" if option == "--cache_mb" else "0"
+    assert main(["serve", "nothing", option, wrong]) == 2
+    assert f"{option} is too small; give " in (told := capsys.readouterr().err)
+    assert says in told
 
 
 def test_without_keys_only_this_machine_is_served(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
+from penchant.backbone import Backbone
+from penchant.serve import schemas
 from penchant.serve.app import create_app
 from penchant.serve.server import Server
 from penchant.serve.service import Service
@@ -80,3 +82,9 @@ def test_every_route_is_described(client: TestClient) -> None:
         answer = client.post(path, json=example)
         assert answer.status_code == 200, (path, answer.text)
         assert set(answer.json()) == set(shape(post["responses"]["200"]["content"])["properties"])
+
+
+@pytest.mark.slow
+def test_the_example_is_what_the_default_llms_template_renders() -> None:
+    before, after = Backbone.load().chat.render(schemas.QUESTION, schemas.GOOD)
+    assert before + after == schemas.RENDERED

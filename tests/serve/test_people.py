@@ -10,6 +10,7 @@ from datasets import Dataset
 from fastapi.testclient import TestClient
 
 from penchant.errors import InputError
+from penchant.judge import Judge
 from penchant.personal.scoring import PersonalRewards
 from penchant.personal.system import PersonalLLM
 from penchant.serve.app import create_app
@@ -92,3 +93,12 @@ def test_a_folder_without_rewards_is_refused(model_folder: Path, tmp_path: Path)
     for folder in (model_folder, tmp_path):
         with pytest.raises(InputError, match="holds no personal LLM"):
             PersonalRewards.load(folder)
+
+
+def test_server_and_judge_find_the_same_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "clap.safetensors").touch()  # a personal LLM that lost its config
+    with pytest.raises(InputError) as judged:
+        Judge.load(tmp_path)
+    with pytest.raises(InputError) as served:
+        Service.load(tmp_path)
+    assert str(served.value) == str(judged.value)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +31,17 @@ def started(model: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str],
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     stderr, log, ready = process.stderr, [], threading.Event()
+    other: list[str] = []
     assert stderr is not None
 
     def read() -> None:
         for line in stderr:
             if line.startswith("{"):
                 log.append(json.loads(line))
+                log[0]["other"] = other  # lines that are no JSON
                 ready.set()
+            else:
+                other.append(line)
         ready.set()
 
     reader = threading.Thread(target=read, daemon=True)
@@ -113,6 +120,32 @@ def test_killed_and_started_again_under_load(model_folder: Path, rm: RewardModel
     assert load.broken
     assert set(load.refused) <= {503}
     check(load, rm)
+
+
+def test_a_second_sigterm_refuses_what_was_accepted(model_folder: Path) -> None:
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    with started(model_folder) as (process, url, log), ThreadPoolExecutor(1) as pool:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address) as sock:
+            sock.sendall(b"no HTTP\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 400")
+        texts = [f"{i} " + "word " * 1500 for i in range(400)]
+        with socket.create_connection(address, timeout=30) as sock:
+            sock.sendall(head)  # and never the rest, so it is not done before
+            asked = pool.submit(httpx.post, f"{url}/score", json={"prompts": texts, "responses": texts}, timeout=60)
+            time.sleep(0.7)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            answer = http.client.HTTPResponse(sock)
+            answer.begin()
+            error = json.load(answer)["error"]
+        assert asked.result().status_code in (200, 503)
+        assert process.wait(10) == 1
+    assert (answer.status, error["type"]) == (503, "unavailable")
+    assert log[-1]["event"] == "stopped"
+    assert [line["logger"] for line in log if line.get("event") == "warning"] == ["uvicorn.error"]
+    assert not log[0]["other"], "".join(log[0]["other"])
 
 
 def test_sigterm_finishes_what_was_accepted(model_folder: Path, rm: RewardModel) -> None:
