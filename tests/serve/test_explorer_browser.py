@@ -186,7 +186,8 @@ def test_somebody_is_chosen_by_the_beginning_of_their_name(visit: Any) -> None:
         "in everybody’s taste",
     ]
     here.page.click("#person-clear")
-    here.page.click("#ask")
+    here.until("!document.getElementById('person-list').hidden")
+    here.page.click("#ask")  # the list closes under this click
     here.until("document.querySelectorAll('#verdict .taste').length === 1")
 
 
