@@ -204,7 +204,7 @@ def main() -> None:
         plain_server(options.plain)
         return
     quick = options.quick
-    plan = {1: 8, 8: 24, 32: 64} if quick else {1: 32, 8: 64, 32: 192}
+    plan = {1: 6, 8: 16, 32: 48} if quick else {1: 32, 8: 64, 32: 192}
 
     from penchant import RewardModel, load_pairs
 
@@ -219,7 +219,7 @@ def main() -> None:
             ours, asked = measure(url, plan, pool)
         checked = asked[:: 8 if quick else 4]
         equal = equal_share(model, checked)
-        memory = memory_growth(model, 1_500 if quick else 10_000, 500 if quick else 2_000)
+        memory = memory_growth(model, 800 if quick else 10_000, 300 if quick else 2_000)
 
     rows = [["load", "clients", "requests/s", "plain", "ratio", "p50 ms", "plain", "p99 ms", "plain"]]
     for name, cell in ours.items():
