@@ -155,7 +155,7 @@ async def compare(request: Request, body: Pair) -> dict[str, Any]:
 
 async def judged(service: Service, pair: Pair, user_id: str | None) -> dict[str, Any]:
     scores = await service.score([pair.prompt] * 2, [pair.first, pair.second], user_id)
-    (probability,) = await service.compare([pair.prompt], [pair.first], [pair.second], user_id)
+    (probability,) = service.probability(scores)
     return {"scores": scores, "probability": probability}
 
 

@@ -87,8 +87,7 @@ async def compare(request: Request, body: CompareRequest) -> CompareAnswer:
     service = service_of(request)
     items = await service.tokens(asked, [*_texts(first), *_texts(second)])
     scored = await _scored(request, items, body.user_id)
-    model = await service.run(service.reward_model, body.user_id)
-    found = [float(p) for p in model.probability(scored.scores)]
+    found = service.probability(scored.scores)
     return CompareAnswer(model=service.name, probability=found[0] if len(found) == 1 else None, probabilities=found)
 
 

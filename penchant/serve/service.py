@@ -132,13 +132,9 @@ class Service:
         items = await self.tokens(prompts, responses)
         return [float(score) for score in (await self.score_tokens(items, [user_id] * len(items))).scores]
 
-    async def compare(
-        self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text], user_id: str | None = None
-    ) -> list[float]:
-        """As `RewardModel.compare`, to the last bit: the probability that each `first` is the better response."""
-        items = await self.tokens([*prompts, *prompts], [*first, *second])
-        scored = await self.score_tokens(items, [user_id] * len(items))
-        return [float(p) for p in self._model.probability(scored.scores)]
+    def probability(self, scores: Sequence[float] | NDArray[np.float32]) -> list[float]:
+        """As `RewardModel.probability`, in anybody's taste: people share the temperature."""
+        return [float(p) for p in self._model.probability(np.asarray(scores, np.float32))]
 
     async def tokens(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Tokens]:
         """Response i to prompt i as the model reads it; InputError for one that is empty, Refused for one too long."""
