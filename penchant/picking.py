@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from tqdm.auto import tqdm
 
-from penchant.candidates import RESPONSES, Judged, Rows, read_rows
+from penchant.candidates import Judged, Rows, read_rows
 from penchant.chat import Text
 from penchant.encode import TOKEN_BUDGET, LatentStore
 from penchant.errors import InputError
 from penchant.judge import Judge
-from penchant.pair_checks import BadRow, label, plain, text_or_messages
-from penchant.pair_files import Source, open_source
-from penchant.prompts import load_prompts
+from penchant.pair_checks import BadRow, label
+from penchant.pair_files import open_source
+from penchant.prompts import has_prompts_alone, prompts_alone
 from penchant.store_views import open_store
 
 ROWS = 256
@@ -63,37 +64,18 @@ def prompt_rows(
     Each is there once with the same other columns, so that a prompt may be asked in the name of several people. The
     arguments and the InputErrors are those of `load_prompts`.
     """
-    names = dict(columns or {})
-    source = open_source(data, split)
-    first = next((row.value for row in source.rows() if isinstance(row.value, dict)), {})
-    given = {names.get(str(name), str(name)) for name in first}
-    if "prompt" in given and not {"chosen", "rejected", RESPONSES} & given:
-        asked = load_prompts(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
-        rows, skipped = prompts_alone(source, names, limit, asked.prompts), asked.skipped
+    names, source = dict(columns or {}), open_source(data, split)
+    skipped: Counter[str] = Counter()
+    if has_prompts_alone(source, names):
+        rows = prompts_alone(source, names, on_bad == "skip", limit, skipped)
     else:
         read = read_rows(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
-        rows, skipped = read.rows, read.skipped
+        rows, skipped = read.rows, Counter(read.skipped)
     found: dict[str, Judged] = {}
     for row in rows:
         key = json.dumps([row.prompt, row.others], sort_keys=True, default=str)
         found.setdefault(key, row._replace(responses=[]))
-    return list(found.values()), skipped
-
-
-def prompts_alone(
-    source: Source, names: Mapping[str, str], limit: int | None, good: Sequence[Text]
-) -> Iterator[Judged]:
-    """Rows that have one of the `good` prompts, with their other columns."""
-    kept = {json.dumps(prompt) for prompt in good}
-    for row in islice(source.rows(), limit):
-        if isinstance(row.value, dict):
-            given = {names.get(str(name), str(name)): plain(value) for name, value in row.value.items()}
-            try:
-                prompt = text_or_messages(given.pop("prompt", None), "prompt")
-            except BadRow:
-                continue
-            if json.dumps(prompt) in kept:
-                yield Judged(row.number, prompt, [], given)
+    return list(found.values()), dict(skipped)
 
 
 def sampled_rows(asked: Sequence[Judged], answers: Sequence[Sequence[str]]) -> Rows:

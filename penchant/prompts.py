@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from penchant.candidates import RESPONSES, read_rows
+from penchant.candidates import RESPONSES, Judged, read_rows
 from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.pair_checks import BadRow, encodable, kind, plain, text_or_messages
@@ -39,16 +39,10 @@ def load_prompts(
     """
     names = dict(columns or {})
     source = open_source(data, split)
-    first = next((row.value for row in source.rows() if isinstance(row.value, dict)), {})
-    given = {names.get(str(name), str(name)) for name in first}
-    if "prompt" in given and not {"chosen", "rejected", RESPONSES} & given:
-        if limit is not None and limit < 1:
-            raise InputError(f"limit must be at least 1 row, not {limit}; leave it out to read all")
+    if has_prompts_alone(source, names):
         skipped: Counter[str] = Counter()
-        found = {_key(prompt): prompt for prompt in _alone(source, names, on_bad == "skip", limit, skipped)}
-        if not found:
-            raise InputError(f"{source.name} has no prompt that can be used; every row was skipped")
-        return Prompts(list(found.values()), None, dict(skipped))
+        alone = prompts_alone(source, names, on_bad == "skip", limit, skipped)
+        return Prompts(list({_key(row.prompt): row.prompt for row in alone}.values()), None, dict(skipped))
     rows = read_rows(data, columns=columns, on_bad=on_bad, split=split, limit=limit)
     prompts: dict[str, Text] = {}
     answers: dict[str, list[str]] = {}
@@ -64,20 +58,39 @@ def _key(prompt: Text) -> str:
     return json.dumps(prompt)
 
 
-def _alone(
+def has_prompts_alone(source: Source, names: Mapping[str, str]) -> bool:
+    """Whether rows hold a prompt, and nothing that answers it; the first row says."""
+    first = next((row.value for row in source.rows() if isinstance(row.value, dict)), {})
+    given = {names.get(str(name), str(name)) for name in first}
+    return "prompt" in given and not {"chosen", "rejected", RESPONSES} & given
+
+
+def prompts_alone(
     source: Source, names: Mapping[str, str], skip: bool, limit: int | None, skipped: Counter[str]
-) -> Iterator[Text]:
+) -> Iterator[Judged]:
+    """Rows of a prompt alone, without responses, with their other columns; bad ones are counted in `skipped`.
+
+    Raises InputError as `load_prompts`, at the end where no row was good.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1 row, not {limit}; leave it out to read all")
+    good = 0
     for row in islice(source.rows(), limit):
         try:
-            yield _prompt(row, names)
+            found = _prompt(row, names)
         except BadRow as bad:
             if not skip:
                 raise InputError(f'{row.place}: {bad.what}; {bad.cure}, or pass on_bad="skip"') from bad
             skipped[bad.what] += 1
+            continue
+        good += 1
+        yield found
+    if not good:
+        raise InputError(f"{source.name} has no prompt that can be used; every row was skipped")
 
 
-def _prompt(row: Row, names: Mapping[str, str]) -> Text:
-    """The row's prompt. Raises BadRow."""
+def _prompt(row: Row, names: Mapping[str, str]) -> Judged:
+    """The row's prompt and other columns. Raises BadRow."""
     if isinstance(row.value, BadRow):
         raise row.value
     if not isinstance(row.value, dict):
@@ -85,13 +98,13 @@ def _prompt(row: Row, names: Mapping[str, str]) -> Text:
     given = {names.get(str(name), str(name)): plain(value) for name, value in row.value.items()}
     if "prompt" not in given:
         raise BadRow("prompt", "is missing", f"there are: {', '.join(map(str, row.value)) or 'none'}")
-    prompt = text_or_messages(given["prompt"], "prompt")
+    prompt = text_or_messages(given.pop("prompt"), "prompt")
     said = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if not any(text.strip() for text in said):
         raise BadRow("prompt", "is empty", "write a prompt")
     if not all(map(encodable, said)):
         raise BadRow("prompt", "is not valid UTF-8 text", "save the data as UTF-8")
-    return prompt
+    return Judged(row.number, prompt, [], given)
 
 
 def _text(number: int, response: Text) -> str:
