@@ -14,12 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from penchant.attention_flash import Parts, flash_attention, flash_serves, tree_parts
+from penchant.transfers import to_device
 
 TREE_ATTENTION = "penchant_tree"
 BLOCK = 128
@@ -70,8 +74,8 @@ def tree_blocks(lengths: list[tuple[int, list[int]]], device: torch.device | Non
                 blocks.append(
                     Block(
                         slice(own + first, own + int(rows[-1]) + 1),
-                        torch.as_tensor(keys, device=device),
-                        torch.as_tensor(np.maximum(distance, -1), device=device),
+                        to_device(torch.from_numpy(keys), device),
+                        to_device(torch.from_numpy(np.maximum(distance, -1)), device),
                     )
                 )
             own, before = own + length, prompt
@@ -81,11 +85,20 @@ def tree_blocks(lengths: list[tuple[int, list[int]]], device: torch.device | Non
 
 @dataclass
 class Pack:
-    """What one forward pass works on."""
+    """What one forward pass works on: trees, each (prompt length, response lengths), and where."""
 
-    blocks: list[Block]
+    lengths: list[tuple[int, list[int]]]
+    device: torch.device | None = None
     calls: int = 0
     """How often TREE_ATTENTION was called: once for each layer, if every layer mixes tokens by it alone."""
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return tree_blocks(self.lengths, self.device)
+
+    @cached_property
+    def parts(self) -> Parts:
+        return tree_parts(self.lengths, self.device)
 
 
 _pack: ContextVar[Pack] = ContextVar("pack")
@@ -129,7 +142,10 @@ def tree_attention(
     q, k, v = query[0], key[0], value[0]
     heads, tokens, width = q.shape
     groups = k.shape[0]
-    q = q * (scaling if scaling is not None else width**-0.5)
+    scaling = scaling if scaling is not None else width**-0.5
+    if flash_serves(q, v, softcap):
+        return flash_attention(q, k, v, pack.parts, scaling, sliding_window)[None], None
+    q = q * scaling
     out = q.new_empty(tokens, heads, v.shape[-1])
     for block in pack.blocks:
         rows = q[:, block.rows]

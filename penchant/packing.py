@@ -16,6 +16,8 @@ Keys = NDArray[np.uint8]
 """Content keys [n, 16]."""
 Tree = tuple[Tensor, list[Tensor]]
 """A prompt's ids [p], and the ids [r_i] of each of its responses."""
+Span = tuple[int, int]
+"""Where a part's tokens begin and end among the states of a batch."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ def _batch(trees: list[list[Tokens]], size: int) -> Batch:
     return Batch(tensors, [item for items in trees for item in items], stack_keys(keys), size)
 
 
-def packed_spans(trees: list[Tree]) -> Iterator[tuple[int, int]]:
+def packed_spans(trees: list[Tree]) -> Iterator[Span]:
     at = 0
     for prompt, responses in trees:
         for part in (prompt, *responses):
@@ -92,7 +94,7 @@ def packed_spans(trees: list[Tree]) -> Iterator[tuple[int, int]]:
             at += len(part)
 
 
-def padded_spans(trees: list[Tree], longest: int) -> Iterator[tuple[int, int]]:
+def padded_spans(trees: list[Tree], longest: int) -> Iterator[Span]:
     row = 0
     for prompt, responses in trees:
         yield row * longest, row * longest + len(prompt)

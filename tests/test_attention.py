@@ -44,7 +44,7 @@ def test_equals_each_sequence_alone(
     total = sum(prompt + sum(responses) for prompt, responses in TREES)
     q = torch.randn(1, heads, total, 8)
     k, v = torch.randn(1, groups, total, 8), torch.randn(1, groups, total, 5)
-    with attending(Pack(tree_blocks(TREES))):
+    with attending(Pack(TREES)):
         packed = tree_attention(
             nn.Identity(), q, k, v, None, scaling=scaling, sliding_window=window, softcap=softcap, dropout=0.0
         )[0][0]
@@ -68,10 +68,10 @@ def test_a_part_has_the_same_bits_in_any_pack(dtype: torch.dtype) -> None:
     q = torch.randn(1, 9, length, 64).to(dtype)
     k, v = (torch.randn(1, 3, length, 64).to(dtype) for _ in range(2))
     alone = slice(0, prompt + own)
-    with attending(Pack(tree_blocks([(prompt, [own])]))):
+    with attending(Pack([(prompt, [own])])):
         expected = tree_attention(nn.Identity(), q[:, :, alone], k[:, :, alone], v[:, :, alone], None)[0][0]
     order = torch.tensor([*range(prompt), *range(prompt + own, length), *range(prompt, prompt + own)])  # ours last
-    with attending(Pack(tree_blocks([(prompt, [*others, own])]))):
+    with attending(Pack([(prompt, [*others, own])])):
         packed = tree_attention(nn.Identity(), q[:, :, order], k[:, :, order], v[:, :, order], None)[0][0]
     assert torch.equal(packed[:prompt], expected[:prompt])
     assert torch.equal(packed[-own:], expected[prompt:])
@@ -79,7 +79,7 @@ def test_a_part_has_the_same_bits_in_any_pack(dtype: torch.dtype) -> None:
 
 def test_sinks_are_refused() -> None:
     q = torch.randn(1, 2, 3, 4)
-    with attending(Pack(tree_blocks([(3, [])]))), pytest.raises(NotImplementedError):
+    with attending(Pack([(3, [])])), pytest.raises(NotImplementedError):
         tree_attention(nn.Identity(), q, q, q, None, s_aux=torch.zeros(2))
 
 
@@ -96,7 +96,7 @@ def test_every_query_row_is_in_one_block_and_no_key_of_another_tree_is_read() ->
 
 
 def test_contexts_nest_and_end() -> None:
-    outer, inner = Pack(tree_blocks([(2, [])])), Pack(tree_blocks([(3, [])]))
+    outer, inner = Pack([(2, [])]), Pack([(3, [])])
     with attending(outer):
         with attending(inner):
             q = torch.randn(1, 2, 3, 4)
