@@ -43,13 +43,9 @@ def tree_parts(lengths: list[tuple[int, list[int]]], device: torch.device | None
             seen.append(before + length)
             own, before = own + length, prompt
         origin = own
-    ends = (torch.from_numpy(np.cumsum(counts, dtype=np.int32)) for counts in (rows, seen))
-    return Parts(
-        to_device(torch.from_numpy(np.concatenate(keys)), device),
-        *(to_device(end, device) for end in ends),
-        max(rows),
-        max(seen),
-    )
+    numbers = (np.concatenate(keys), *(np.cumsum(counts, dtype=np.int32) for counts in (rows, seen)))
+    places, rows_end, keys_end = (to_device(torch.from_numpy(each), device) for each in numbers)
+    return Parts(places, rows_end, keys_end, max(rows), max(seen))
 
 
 def flash_serves(query: Tensor, value: Tensor, softcap: float | None) -> bool:
