@@ -97,7 +97,7 @@ def test_an_end_that_the_text_brings_along_is_not_doubled(name: str) -> None:
     assert ids(plain) == ids(with_end) == ids(with_two)
 
 
-@pytest.mark.parametrize("name", TEMPLATES.keys() - {"no end"})
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "no end"])
 @pytest.mark.parametrize("kind", ["bytes", "spaced"])
 def test_ids_are_those_of_the_whole_text(name: str, kind: str) -> None:
     """Tokenising in two parts changes nothing, save where a token would reach over the boundary ("no end")."""
