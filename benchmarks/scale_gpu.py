@@ -21,17 +21,13 @@ import torch
 from common import data_file, table
 from encode import timed
 from lens_cost import scale
-from scale_model import Shape, Trees
+from scale_model import SHAPES, Shape, Trees
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
 from penchant.encode import MemoryStore, encode, tokenize_pairs
 from penchant.pairs import load_pairs
 
-SHAPES = (
-    Shape("Llama 1B", 16, 2048, 8192, 32, 8, 64),
-    Shape("Llama 8B", 32, 4096, 14336, 32, 8, 128),
-)
 PRODUCT = 8192
 BUDGETS = (8192, 16384, 32768, 65536)
 
@@ -132,7 +128,7 @@ def measure(pairs: int = 2000) -> dict[str, Any] | None:
     tokens = tokenize_pairs(backbone, rows["prompt"][:], rows["chosen"][:], rows["rejected"][:])
     rate = product_rate(backbone.device, backbone.dtype)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "product_tflops": rate / 1e12, "encode": {}}
-    for shape in (None, *SHAPES):
+    for shape in (None, *SHAPES[:2]):
         llm = random_llama(shape, backbone) if shape else backbone
         plain = encoding(llm, tokens, rate, BUDGETS)
         compile_small_parts(llm)

@@ -76,6 +76,13 @@ class Shape:
         return depth * (2.0 * self.layer_weights * trees.tokens + 4.0 * self.heads * self.head_width * trees.seen)
 
 
+SHAPES = (
+    Shape("1B (Llama 3.2)", 16, 2048, 8192, 32, 8, 64),
+    Shape("8B (Llama 3.1)", 32, 4096, 14336, 32, 8, 128),
+    Shape("70B (Llama 3.1)", 80, 8192, 28672, 64, 8, 128),
+)
+
+
 class Trees(NamedTuple):
     """What shared prompts leave to compute."""
 

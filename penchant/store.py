@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from penchant.errors import InputError, PenchantError, RecipeMismatch
 from penchant.latents import Array, Recipe
+from penchant.store_checked import note_checked, read_checked
 from penchant.store_index import Index, gather
 from penchant.store_shard import (
     KEY,
@@ -56,7 +58,8 @@ def default_root() -> Path:
 class Store:
     """The latents of one recipe. Use one object a thread; any number of processes may share the folder.
 
-    Every shard's checksum is verified before any of its keys is believed, when the store is opened or refreshed.
+    Every shard's checksum is verified before any of its keys is believed, when the store is opened or refreshed; in a
+    large store once a day (see `store_checked`).
     """
 
     bad_shards: list[BadShard]
@@ -130,8 +133,12 @@ class Store:
                 self._forget(name)
             known = self._shards
             fresh = [n for n in sorted(found) if n not in known or known[n].stamp != found[n]]
+            checked = read_checked(self.folder) if fresh else {}
+            paths = [self.folder / name for name in fresh]
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                loaded = list(pool.map(lambda name: load_shard(self.folder / name, self.recipe), fresh))
+                loaded = list(pool.map(load_shard, paths, repeat(self.recipe), map(checked.get, fresh)))
+            sound = [shard for shard in loaded if isinstance(shard, Shard)]
+            note_checked(self.folder, [shard for shard in sound if checked.get(shard.path.name) != shard.stamp])
             for name, shard in zip(fresh, loaded, strict=True):
                 if isinstance(shard, Shard):
                     self._shards[name] = shard  # same name, same content: its numbers in the index stay right

@@ -11,6 +11,7 @@ from pathlib import Path
 from penchant.errors import InputError, PenchantError
 from penchant.latents import Recipe
 from penchant.store import RECIPE_FILE, list_shards, read_recipe
+from penchant.store_checked import CHECKED_FILE
 from penchant.store_shard import SUFFIX, BadShard, load_shard, shard_rows, stamp_of
 
 DAY = 24 * 3600.0
@@ -129,7 +130,7 @@ def _remove(folder: Path) -> None:
     """The recipe goes last, so that what an interrupted removal leaves can be opened, listed and removed again."""
     ours = [path for path in folder.iterdir() if path.name.endswith((SUFFIX, SUFFIX + ".bad"))]
     ours += [path for path in folder.iterdir() if path.name.startswith(".tmp-")]
-    for path in [*ours, folder / RECIPE_FILE]:
+    for path in [*ours, folder / CHECKED_FILE, folder / RECIPE_FILE]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something that is not ours lies there, and stays
         folder.rmdir()
