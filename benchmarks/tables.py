@@ -1,4 +1,4 @@
-"""Puts the figures of benchmarks/results/ into the README and the page that says which method to use.
+"""Puts the figures of benchmarks/results/ into the README and the pages of docs/ that show them.
 
 `python benchmarks/tables.py` writes them, `--check` compares.
 """
@@ -14,12 +14,13 @@ from table_cells import RESULTS
 from tables_codes import coded, coded_people, lpc, lpc_cost, lpc_people
 from tables_personal import personal_many, personal_sentiment, personal_tastes
 from tables_rewards import encode, lens, lens_cost, reward_accuracy, vs_trl
+from tables_scale import scale_cost, scale_fit, scale_memory, scale_model, scale_people, scale_ray
 from tables_serve import serve
 from tables_sparse import sparse, sparse_checks, sparse_people, sparse_sae
 from tables_which import which
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "which-method.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "which-method.md", ROOT / "docs" / "scaling.md")
 
 TABLES = {
     "which": which,
@@ -41,6 +42,12 @@ TABLES = {
     "personal_many": personal_many,
     "personal_tastes": personal_tastes,
     "serve": serve,
+    "scale_ray": scale_ray,
+    "scale_memory": scale_memory,
+    "scale_model": scale_model,
+    "scale_cost": scale_cost,
+    "scale_fit": scale_fit,
+    "scale_people": scale_people,
 }
 SOURCE = {
     "which": "reward_accuracy",
@@ -48,6 +55,7 @@ SOURCE = {
     **dict.fromkeys(("sparse_checks", "sparse_sae", "sparse_people"), "sparse"),
     **dict.fromkeys(("lpc_people", "lpc_cost"), "lpc"),
     "personal_sentiment": "personal",
+    **dict.fromkeys(("scale_ray", "scale_memory", "scale_model", "scale_cost", "scale_fit", "scale_people"), "scale"),
 }
 """The result a table is made from, where it is not its namesake."""
 

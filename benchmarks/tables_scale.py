@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from scale_model import KEY_BYTES, SHAPES, Shape, Trees, pass_bytes, rows_of, store_bytes
@@ -69,15 +70,64 @@ def scale_cost(record: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{tokens}"
 
 
+def scale_ray(record: dict[str, Any]) -> str:
+    figures, runs = record["figures"], record["details"]["ray"]["runs"]
+    stored = record["details"]["ray"]["everything_stored"]
+    rows = [["engine", "seconds of encoding", "with start-up", "over local", "with start-up", "everything stored, s"]]
+    for name, own in runs.items():
+        actors = name.removeprefix("ray ")
+        ratios = ["1", "1"]
+        if actors != name:
+            ratios = [f"{figures[f'ray_{what}_{actors}']:.2f}" for what in ("overhead", "with_start_up")]
+        told = "local" if actors == name else f"Ray, {actors} actor{'s' if actors != '1' else ''}"
+        seconds = [f"{median(run[what] for run in own):.1f}" for what in ("steady", "seconds")]
+        rows.append([told, *seconds, *ratios, f"{stored[name]:.1f}"])
+    about = (
+        f"{record['details']['ray']['pairs']} demo pairs on {record['details']['ray']['cores']} cores, medians over "
+        f"{len(runs['local'])} rounds; latents equal to the last bit: {'yes' if figures['equal'] else 'no'}."
+    )
+    return f"{markdown(rows)}\n\n{about} {made(record)}"
+
+
+TOLD = {
+    "gather": "gather latents from the cache",
+    "linear": "ridge linear head, cross-validated",
+    "mlp": "MLP head, one epoch",
+    "lens": "LENS, its pairs, and a head on them",
+    "memory": "ridge linear head in memory",
+}
+
+
+def scale_memory(record: dict[str, Any]) -> str:
+    rows = [["work", "pairs x 4,096", "latents", "peak memory", "seconds", "readings"]]
+    for each in record["details"]["memory"]["details"]["results"]:
+        rows.append(
+            [
+                TOLD[each["contender"]],
+                f"{each['pairs']:,}",
+                size(1e6 * each["latents_mb"]),
+                size(1e6 * each["peak_mb"]),
+                f"{each['seconds']:.0f}",
+                str(each["passes"] or ""),
+            ]
+        )
+    return f"{markdown(rows)}\n\n{made(record)}"
+
+
 def scale_fit(record: dict[str, Any]) -> str:
-    """One reading of both sides of all pairs, and how many a fit needs."""
-    memory = record["details"]["memory"]
-    rows = [["LLM", "pairs", "bytes of one reading, one view", "minutes at 2 GB/s"]]
+    """A linear head on one view: as many readings as at the largest size that was measured."""
+    far = record["details"]["memory"]["details"]["far"]
+    rate = record["figures"]["memory_disk_gb_s"] * 1e9
+    rows = [["LLM", "pairs", "one reading", f"hours of reading at {rate / 1e9:.1f} GB/s"]]
     for shape in SHAPES:
         for pairs, told in ((1e6, "a million"), (1e7, "ten million"), (1e9, "a billion")):
             read = pass_bytes(pairs, shape.width)
-            rows.append([shape.name, told, size(read), f"{read / 2e9 / 60:,.1f}"])
-    return f"{markdown(rows)}\n\nReadings of a fit: {memory['passes']}. {made(record)}"
+            rows.append([shape.name, told, size(read), f"{far['passes'] * read / rate / 3600:,.1f}"])
+    about = (
+        f"{far['passes']} readings a fit. On these two cores {far['binds']} binds: ten million pairs of 4,096 numbers take "
+        f"{far['hours']:.1f} hours."
+    )
+    return f"{markdown(rows)}\n\n{about} {made(record)}"
 
 
 def scale_people(record: dict[str, Any]) -> str:
