@@ -124,7 +124,7 @@ def scale_fit(record: dict[str, Any]) -> str:
             read = pass_bytes(pairs, shape.width)
             rows.append([shape.name, told, size(read), f"{far['passes'] * read / rate / 3600:,.1f}"])
     about = (
-        f"{far['passes']} readings a fit. On these two cores {far['binds']} binds: ten million pairs of 4,096 numbers take "
+        f"{far['passes']} readings a fit. Here {far['binds']} binds: ten million pairs of 4,096 numbers take "
         f"{far['hours']:.1f} hours."
     )
     return f"{markdown(rows)}\n\n{about} {made(record)}"
