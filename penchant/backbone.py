@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from penchant.attention import TREE_ATTENTION, Pack, attending
 from penchant.chat import Chat
 from penchant.errors import InputError
+from penchant.hub import commit_of, named
 from penchant.latents import OF_PROMPT, POOLINGS, PROMPT, Recipe
+from penchant.saved import read_json, within
 from penchant.transfers import to_device
 
 DEFAULT = "smollm2-135m-instruct"
@@ -98,7 +99,7 @@ class Backbone:
         """Load a hub id, a folder, a .gguf file or, by default, the embedded SmolLM2-135M-Instruct.
 
         Args:
-            name: hub id, folder, GGUF file or the default's name.
+            name: hub id (or org/name@REVISION), folder, GGUF file or the default's name.
             dtype: "auto", "float32" or "bfloat16"; "auto" takes bf16 where the chip has units for it.
             revision: branch, tag or commit of a hub model.
             max_length: most tokens a sequence keeps.
@@ -109,7 +110,7 @@ class Backbone:
         """
         model, tokenizer, digest, reason = load_llm(name, dtype, revision, trust_remote_code)
         base: Any = model.base_model
-        backbone = cls(base.to(default_device()), tokenizer, name, digest, max_length=max_length)
+        backbone = cls(base.to(default_device()), tokenizer, named(name)[0], digest, max_length=max_length)
         backbone.dtype_reason = reason
         return backbone
 
@@ -258,7 +259,7 @@ def load_whole(
     """A causal LLM with its vocabulary's head, and a backbone on the same weights; arguments as in `Backbone.load`."""
     model, tokenizer, digest, reason = load_llm(name, dtype, revision, trust_remote_code)
     on_device: Any = model
-    backbone = Backbone(on_device.to(default_device()), tokenizer, name, digest, max_length=max_length)
+    backbone = Backbone(on_device.to(default_device()), tokenizer, named(name)[0], digest, max_length=max_length)
     backbone.dtype_reason = reason
     return model, backbone
 
@@ -272,24 +273,46 @@ def load_llm(
 ) -> tuple[transformers.PreTrainedModel, Any, str, str]:
     """The causal LLM, its tokenizer, what `Recipe` records as its revision, and why it runs in its dtype.
 
-    The arguments and errors are those of `Backbone.load`; the model is not moved to a device.
+    The arguments and errors are those of `Backbone.load`; the model is not moved to a device. Weights come from
+    safetensors and GGUF files alone. Of a hub model everything comes from one commit, which is its revision.
     """
-    path, files = _locate(name)
+    plain, asked = named(name, revision)
+    path, files = _locate(plain)
     chosen, why = choose_dtype(dtype, default_device())
-    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    source: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if files:
+        _check_folder(Path(path))
     if files and files[0].suffix == ".gguf":
         source["gguf_file"] = files[0].name
     try:
+        if not files:
+            source["revision"] = commit_of(plain, asked)
         with _quiet(), _read_once() if "gguf_file" in source else nullcontext():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
             if "gguf_file" in source:
                 source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            else:
+                source["use_safetensors"] = True  # else a pickled .bin is taken where there is nothing better
             model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **source)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a damaged or hostile model may fail in any way at all
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load the backbone {name!r}: {reason}") from error
-    digest = _digest(files) if files else str(getattr(model.config, "_commit_hash", None) or revision or "unknown")
-    return model, tokenizer, digest, why
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"{name!r} holds adapters of another LLM, of any revision; give that LLM, or one with them merged."
+        )
+    return model, tokenizer, _digest(files) if files else source["revision"], why
+
+
+def _check_folder(folder: Path) -> None:
+    """InputError for a local LLM that sends transformers elsewhere: to another LLM's weights, or out of its folder."""
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder} holds adapters of another LLM; give that LLM, or one with them merged.")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = read_json(index, "fetch the LLM again").get("weight_map")
+        for shard in sorted(map(str, shards.values())) if isinstance(shards, dict) else ():
+            within(folder, shard, index)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Recipe:
     model: str
     """Hub id, folder or file the backbone was loaded from."""
     revision: str
-    """Hash of the weights' source: a hub commit or a digest of the local files."""
+    """Hash of the weights' source: a hub commit, at which it is loaded again, or a digest of the local files."""
     views: tuple[str, ...]
     """Which layers and poolings, in the order in which they stand in the latent."""
     width: int

@@ -20,7 +20,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
         "# Reward model",
         "",
         f"A {head.get('name', '')} head ({head.get('parameters', 0):,} numbers) on latents of a frozen LLM,"
-        f" `{recipe.model}`, views {', '.join(f'`{view}`' for view in recipe.views)}.",
+        f" `{recipe.model}`, revision `{recipe.revision}`, views {', '.join(f'`{view}`' for view in recipe.views)}.",
         "Made with Penchant. Scores compare responses to one prompt; they have no meaning across prompts.",
         "",
         "```python",

@@ -19,10 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penchant.errors import InputError
+from penchant.gunzip import gunzipped
 from penchant.pair_checks import BadRow, plain
+from penchant.saved import read_json, within
 
 BATCH = 1000
-HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
+LONGEST = 64 << 20
+"""Bytes of a row in text at most, so that none fills the memory: a conversation has a thousandth of it."""
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?")
+"""org/name, its configuration behind a colon, and its revision behind an @."""
 COMMA = re.compile(r"\s*,?\s*")
 CLOSED = re.compile(r"\s*[,\]]")
 SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")
@@ -62,7 +67,7 @@ def open_source(source: Any, split: str) -> Source:
             return dataset_source(saved_dataset(path, split), str(path))
         hub = HUB_ID.fullmatch(str(source))
         if not path.exists() and hub and not ending(path):
-            return dataset_source(hub_dataset(hub[1], hub[2], split), str(source))
+            return dataset_source(hub_dataset(hub[1], hub[2], split, hub[3]), str(source))
         return files_source(folder_files(path, split) if path.is_dir() else [path])
     if not isinstance(source, list):
         wanted = "a hub id, a path, a list of paths, a list of rows or a datasets.Dataset"
@@ -114,16 +119,24 @@ def dataset_source(dataset: datasets.Dataset, name: str) -> Source:
     return Source(name, dataset._fingerprint, rows)
 
 
-def hub_dataset(name: str, config: str | None, split: str) -> datasets.Dataset:
+def hub_dataset(name: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f'cannot load split "{split}" of {name} from the hub: {one_line(error)}') from error
 
 
 def saved_dataset(folder: Path, split: str) -> datasets.Dataset:
-    """What `save_to_disk` wrote."""
-    loaded = datasets.load_from_disk(str(folder))
+    """What `save_to_disk` wrote; InputError for damage, or a file that lies elsewhere."""
+    for state in (folder / "state.json", *folder.glob("*/state.json")):
+        if state.is_file():
+            files = read_json(state, "save the data set again").get("_data_files")
+            for file in files if isinstance(files, list) else ():
+                within(state.parent, file.get("filename") if isinstance(file, dict) else file, state)
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise InputError(f"{folder} is no data set that can be read: {one_line(error)}; save it again") from error
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if split not in loaded:
@@ -149,7 +162,9 @@ def file_rows(path: Path) -> Iterator[Row]:
 def json_lines(path: Path) -> Iterator[Row]:
     number = 0
     with open_bytes(path) as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in enumerate(iter(lambda: file.readline(LONGEST), b""), start=1):
+            if len(text) == LONGEST:
+                raise InputError(f"line {line} of {path} is longer than {LONGEST >> 20} MB; leave it out")
             if text.strip(b" \t\r\n\xef\xbb\xbf"):
                 yield Row(number, parsed(text), str(path), line)
                 number += 1
@@ -194,6 +209,8 @@ def json_list(path: Path, chunk: int = 1 << 20) -> Iterator[Row]:
             if whole:
                 yield Row(number, value, str(path))
                 number, at = number + 1, end
+            elif len(text) - at > LONGEST:
+                raise InputError(f"row {number} of {path} is longer than {LONGEST >> 20} MB; leave it out")
             elif piece := file.read(max(chunk, len(text) - at)):
                 text, at = text[at:] + piece, 0
             else:
@@ -204,7 +221,7 @@ def json_list(path: Path, chunk: int = 1 << 20) -> Iterator[Row]:
 
 def csv_rows(path: Path) -> Iterator[Row]:
     """Every cell is text: CSV has no other type."""
-    csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KiB, is less than a long conversation
+    csv.field_size_limit(LONGEST)  # Python's own limit, 128 KiB, is less than a long conversation
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         # strict, or an unclosed quote would swallow the rest of the file in silence
         reader = csv.reader(file, strict=True)
@@ -256,7 +273,7 @@ def ending(path: Path) -> str:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return gunzipped(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def file_digest(path: Path) -> str:

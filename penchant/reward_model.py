@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import HfApi, snapshot_download
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from penchant import backbone as backbones
 from penchant.backbone import Backbone
@@ -22,16 +22,21 @@ from penchant.encode import TOKEN_BUDGET, LatentStore, MemoryStore, encode_pairs
 from penchant.errors import InputError, RecipeMismatch
 from penchant.evaluate import fit_temperature
 from penchant.heads import AutoHead, CodedHead, Head, PCAHead, SAELinearHead, load_head
+from penchant.hub import named, pinned
 from penchant.latents import Array, LatentPairs, Recipe
 from penchant.model_card import model_card
 from penchant.pairs import load_pairs
 from penchant.responses import load_responses
+from penchant.saved import read_json
 from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
 from penchant.synthesis.training import check_synthesis, check_unlabelled, train_head
 
 FILE = "reward_model.json"
+FILES = (FILE, "config.json", "model.safetensors")
+"""What is fetched of a reward model on the hub."""
+CURE = "save the model again."
 
 
 class RewardModel:
@@ -161,9 +166,12 @@ class RewardModel:
 
     @property
     def backbone(self) -> Backbone:
-        """The frozen LLM, loaded when first needed and cut above the highest layer the head uses."""
+        """The frozen LLM, loaded when first needed and cut above the highest layer the head uses; one of the hub at the
+        recipe's commit."""
         if self._backbone is None:
-            found = Backbone.load(self.recipe.model, dtype=self.recipe.dtype, max_length=self.recipe.max_length)
+            recipe = self.recipe
+            revision = pinned(recipe.revision)
+            found = Backbone.load(recipe.model, dtype=recipe.dtype, revision=revision, max_length=recipe.max_length)
             self._check(found)
             found.cut(max(self.recipe.layers))
             self._backbone = found
@@ -281,33 +289,34 @@ class RewardModel:
         (path / "README.md").write_text(model_card(self.recipe, self.facts), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, backbone: Backbone | None = None) -> RewardModel:
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, backbone: Backbone | None = None
+    ) -> RewardModel:
         """Load what `save_pretrained` wrote, from a folder or a hub id; scores are equal bit for bit.
 
+        `revision` is a hub model's branch, tag or commit, which may also stand in its name, "org/name@REVISION".
         `backbone` serves a model whose LLM lies elsewhere now; it must be the same LLM. Raises RecipeMismatch if the
         backbone is another than the model was trained with, InputError if there is no reward model.
         """
-        path = Path(name)
-        if not path.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        plain, asked = named(str(name), revision)
+        path = Path(plain)
+        if not path.exists() and plain.count("/") == 1 and not plain.startswith((".", "/", "~")):
             try:
-                path = Path(snapshot_download(str(name)))
+                path = Path(snapshot_download(plain, revision=asked, allow_patterns=list(FILES)))
             except (OSError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise InputError(f"there is no folder {str(name)!r}, and the hub gives none: {reason}") from error
         if not (path / FILE).is_file():
             raise InputError(f"there is no reward model in {str(name)!r}: {FILE} is missing; give the folder it is in.")
+        saved = read_json(path / FILE, CURE)
         try:
-            saved = json.loads((path / FILE).read_text(encoding="utf-8"))
             recipe = Recipe.from_dict(saved["recipe"])
             facts, temperature = saved["facts"], float(saved["temperature"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path / FILE} is damaged ({error}); save the model again.") from error
-        try:
-            head = load_head(path)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise InputError(f"the head in {path} is damaged ({error}); save the model again.") from error
+            if not isinstance(facts, dict) or not 0 < temperature < math.inf:
+                raise ValueError("facts are no object, or the temperature is no number above 0")
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path / FILE} is damaged ({error}); {CURE}") from error
+        head = load_head(path)
         return cls(recipe, head, temperature, facts, backbone)
 
     def export(self, folder: str | Path) -> Path:

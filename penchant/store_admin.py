@@ -46,7 +46,8 @@ class StoreInfo:
 def list_stores(root: Path | str) -> list[StoreInfo]:
     """All stores and states below `root`, the most recently used first; none if there is no such folder."""
     found = [_info(folder) for folder in _folders(root)]
-    for path in Path(root).expanduser().glob(f"{TRUNKS}/*{STATES}"):
+    trunks = Path(root).expanduser() / TRUNKS
+    for path in () if trunks.is_symlink() else trunks.glob(f"*{STATES}"):
         with contextlib.suppress(FileNotFoundError):
             stat = path.stat()
             found.append(StoreInfo(path, None, 0, stat.st_size, stat.st_mtime))
@@ -80,8 +81,8 @@ def prune(
 ) -> list[StoreInfo]:
     """Remove stores below `root` and say which: those not used for so many days, the one named, both, or all.
 
-    Only files that Penchant writes are deleted: in folders named by 32 hex digits that are no links, and states. Raises
-    InputError if nothing, or no store, is named.
+    Only files that Penchant writes are deleted: in folders named by 32 hex digits, and states; folders that are links
+    are left alone, with all that lies behind them. Raises InputError if nothing, or no store, is named.
     """
     if everything == (older_than_days is not None or fingerprint is not None):
         raise InputError("say which stores to remove: an age in days, a fingerprint or both, or everything alone")

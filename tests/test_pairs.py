@@ -111,7 +111,9 @@ def test_hub_id_with_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert load_pairs("org/name:config", split="test").to_list() == ROWS
-    assert asked == [(("org/name", "config"), {"split": "test"})]
+    assert load_pairs("org/name:config@v1.0", split="test").to_list() == ROWS
+    revisions = [{"split": "test", "revision": revision} for revision in (None, "v1.0")]
+    assert asked == [(("org/name", "config"), named) for named in revisions]
     assert "org/gone" in message_of("org/gone")
 
 

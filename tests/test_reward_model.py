@@ -242,7 +242,7 @@ class TestSaving:
             RewardModel.from_pretrained(saved)
 
     def test_a_hub_id_that_is_not_there_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing(_name: str) -> str:
+        def missing(_name: str, **_: Any) -> str:
             raise OSError("401 Client Error.\nRepository Not Found")
 
         monkeypatch.setattr("penchant.reward_model.snapshot_download", missing)
@@ -268,7 +268,7 @@ class TestHub:
                 return f"hub/{repo_id}/commit/1"
 
         monkeypatch.setattr("penchant.reward_model.HfApi", FakeHub)
-        monkeypatch.setattr("penchant.reward_model.snapshot_download", lambda name: str(tmp_path / name))
+        monkeypatch.setattr("penchant.reward_model.snapshot_download", lambda name, **_: str(tmp_path / name))
         assert rm.push_to_hub("me/taste", token="hf_x") == "hub/me/taste/commit/1"
         assert calls == [("token", "hf_x"), ("me/taste", (True, True))]  # private unless told otherwise
         again = RewardModel.from_pretrained("me/taste", backbone=backbone)

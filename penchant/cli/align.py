@@ -58,7 +58,7 @@ def align(
         out: folder of the run: policy, checkpoints, metrics.jsonl, report.html; runs/TIME-align by default.
         test: pairs to evaluate on; by default a share of the prompts of `data` is held out.
         test_share: that share.
-        model: LLM: hub id, folder, GGUF file, or the embedded default.
+        model: LLM: hub id (or org/name@REVISION), folder, GGUF file, or the embedded default.
         loss: dpo, ipo or simpo.
         beta: of the loss; 0.1 for dpo and ipo, 2 for simpo by default.
         gamma: simpo's target margin; 0.5 by default.

@@ -38,7 +38,7 @@ def best_of_n(
     The same command again goes on where it was interrupted.
 
     Args:
-        reward_model: folder of the model (or hub id), or of a personal LLM.
+        reward_model: folder of the model (or hub id, org/name@REVISION), or of a personal LLM.
         data: hub id, file or folder with rows of a prompt and a list of responses, or with pairs; with --model the
             responses in it are left out, and rows that then say the same are answered once.
         out: JSON lines file to write: prompt, the other columns, responses, response (the best), score and scores.

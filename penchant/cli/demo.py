@@ -27,7 +27,7 @@ def demo(*, out: str = "runs/demo", cache: str | None = None, model: str = DEFAU
     Args:
         out: folder of the run: model, metrics.json, config.yaml, report.html.
         cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
-        model: backbone: hub id, folder, GGUF file, or the embedded default.
+        model: backbone: hub id (or org/name@REVISION), folder, GGUF file, or the embedded default.
     """
     run = Run(out, "demo", dict(locals()))
     pairs = load_pairs(DATA / "demo.jsonl.gz")

@@ -28,7 +28,7 @@ def encode(
 
     Args:
         data: hub id, file (.jsonl, .json, .csv, .parquet, .gz) or folder with preference pairs.
-        model: backbone: hub id, folder, GGUF file, or the embedded default.
+        model: backbone: hub id (or org/name@REVISION), folder, GGUF file, or the embedded default.
         views: latents to keep, each LAYER:POOLING, for example [20:mean,20:last]; three layers by default.
         columns: the data's column names for ours, for example {question: prompt, win: chosen}.
         on_bad: stop at the first bad row, or skip bad rows, count them and list them in a file.

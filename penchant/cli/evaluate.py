@@ -31,7 +31,7 @@ def evaluate(
     """Evaluate a trained reward model on preference pairs, next to its baselines, or on a published benchmark.
 
     Args:
-        reward_model: folder of the model (or hub id).
+        reward_model: folder of the model (or hub id, org/name@REVISION).
         data: hub id, file or folder with preference pairs, or with rows of the benchmark; also as --data.
         benchmark: what the rows are instead of pairs: rewardbench (prompt, chosen, rejected, subset), rewardbench2
             (prompt, lists of chosen and rejected, subset, id), rm-bench (prompt, three chosen, three rejected, domain)

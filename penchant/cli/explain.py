@@ -38,7 +38,7 @@ def explain(
     For heads that score such features (sae, sparse), and for a linear head whose states an SAE describes (--sae).
 
     Args:
-        reward_model: folder of the model (or hub id).
+        reward_model: folder of the model (or hub id, org/name@REVISION).
         data: hub id, file or folder with preference pairs.
         out: folder of the run: explanation.json, explanation.html, config.yaml; runs/TIME-explain by default.
         sae: folder or hub name of the SAE; needed for a linear head, by default that of the head.

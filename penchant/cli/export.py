@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from penchant.pairs import load_pairs
 from penchant.policy.merge import merge
 from penchant.policy.policy import Policy
 from penchant.reward_model import RewardModel
+from penchant.saved import read_json
 
 
 def export(
@@ -25,8 +25,8 @@ def export(
     A policy's adapters are merged and one code is made a constant; the folder's README says how exactly it holds.
 
     Args:
-        model: folder of a reward model (or hub id), trained with --head linear --views [DEPTH:last]; or what
-            `penchant align` wrote.
+        model: folder of a reward model (or hub id, org/name@REVISION), trained with --head linear --views [DEPTH:last];
+            or what `penchant align` wrote.
         folder: folder to write; it will hold the LLM's weights too.
         code: of a policy with codes: one code's number, a weight for each, or average, over the prompts of --data.
         data: pairs whose prompts the average is over.
@@ -45,6 +45,6 @@ def _policy_folder(name: str) -> Path | None:
     """The policy in a run of `penchant align`, or in its own folder, if `name` is one."""
     for path in (Path(name, "policy"), Path(name)):
         file = path / "config.json"
-        if file.is_file() and "loss" in json.loads(file.read_text(encoding="utf-8")):
+        if file.is_file() and "loss" in read_json(file, "save the model again."):
             return path
     return None

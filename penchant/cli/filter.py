@@ -33,7 +33,7 @@ def filter(  # the verb's name
     Choose the round of an alignment loop by a validation set, not by the test set.
 
     Args:
-        reward_model: folder of the model (or hub id).
+        reward_model: folder of the model (or hub id, org/name@REVISION).
         data: hub id, file or folder with preference pairs, or with rows of a prompt and a list of responses, of which
             the best and the worst by the reward become chosen and rejected.
         out: JSON lines file to write: prompt, chosen, rejected, the other columns, scores and confidence.

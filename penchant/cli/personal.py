@@ -59,7 +59,7 @@ def pretrain(
         data: hub id, file (.jsonl, .json, .csv, .parquet, .gz) or folder with pairs, of which the prompts are taken, or
             with rows of a prompt alone, or of a prompt and a list of responses, which are used instead of sampled ones.
         out: folder of the personal LLM, with metrics.json, config.yaml and report.html.
-        model: LLM: hub id, folder, GGUF file, or the embedded default.
+        model: LLM: hub id (or org/name@REVISION), folder, GGUF file, or the embedded default.
         latent: size of z, a multiple of 4.
         answers: sampled for each prompt.
         max_new_tokens: longest answer.

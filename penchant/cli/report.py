@@ -33,7 +33,7 @@ def report(run: str, *, out: str | None = None) -> None:
         raise InputError(f"there is no metrics.json in {run!r}; give the folder of a {KINDS} run.")
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); run the evaluation again.") from error
     write = next((writer for part, writer in WRITERS.items() if isinstance(metrics, dict) and part in metrics), None)
     if write is None:

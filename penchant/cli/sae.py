@@ -59,7 +59,7 @@ def train(
         data: hub id, file (.jsonl, .json, .csv, .parquet, .gz) or folder with preference pairs, or with texts (--text).
         out: folder of the run: sae/ (SAELens format), metrics.json, config.yaml, report.html; runs/TIME-sae by default.
             A run that was stopped goes on when started again with the same --out.
-        model: backbone: hub id, folder, GGUF file, or the embedded default.
+        model: backbone: hub id (or org/name@REVISION), folder, GGUF file, or the embedded default.
         layer: which hidden state, counted as in views; the middle layer by default.
         text: name of the column with plain texts; without it the data are pairs.
         columns: the data's column names for ours, for example {question: prompt, win: chosen}.

@@ -26,7 +26,7 @@ def score(
     """Score responses: reads JSON lines with a prompt and a response, writes the same lines with a score.
 
     Args:
-        reward_model: folder of the model (or hub id).
+        reward_model: folder of the model (or hub id, org/name@REVISION).
         data: JSON lines file; "-" reads standard input.
         out: JSON lines file to write; standard output by default.
         prompt: name of the prompt's column; its value is a string or a list of messages.

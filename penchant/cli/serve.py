@@ -29,7 +29,8 @@ def serve(
     second one refuses it and ends with code 1.
 
     Args:
-        model: folder of a reward model (or hub id), or of a personal LLM whose people were fitted with rewards.
+        model: folder of a reward model (or hub id, org/name@REVISION), or of a personal LLM whose people were fitted
+            with rewards.
         host: address to listen on; any but this machine's own takes --keys.
         port: port to listen on; 0 takes a free one.
         keys: file of API keys, as `penchant keys add` makes it; keys added and revoked later count at once.
@@ -51,7 +52,7 @@ def serve(
     from penchant.serve.gate import Log, Warnings
     from penchant.serve.keys import Keys
     from penchant.serve.limits import Limits
-    from penchant.serve.server import check_host, listen, url_of
+    from penchant.serve.server import LOCAL_NAMES, check_host, listen, url_of
     from penchant.serve.server import serve as run
     from penchant.serve.service import Service
 
@@ -77,7 +78,8 @@ def serve(
     sock = listen(host, port)
     service = Service.load(model, limits=limits, cache_bytes=cache_mb << 20)
     log = Log()
-    app = create_app(service, routers=[router], keys=known, log=log, log_texts=log_texts)
+    hosts = LOCAL_NAMES if known is None else None
+    app = create_app(service, routers=[router], keys=known, log=log, log_texts=log_texts, hosts=hosts)
     warnings = logging.getLogger("uvicorn")
     warnings.addHandler(Warnings(log))
     warnings.propagate = False  # a library may have given the root logger a handler that writes plain lines

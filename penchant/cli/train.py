@@ -63,7 +63,7 @@ def train(
         out: folder of the run: model, metrics.json, config.yaml, report.html; runs/TIME-train by default.
         test: pairs to evaluate on; by default a share of the prompts of `data` is held out.
         test_share: that share.
-        model: backbone: hub id, folder, GGUF file, or the embedded default.
+        model: backbone: hub id (or org/name@REVISION), folder, GGUF file, or the embedded default.
         head: auto picks views and strength by cross-validation; linear and mlp use all views given; context lets taste
             vary with the prompt and needs a view of it, such as 24:prompt; coded finds two tastes in mixed preferences
             and which prompts call for which; pca (DRM) can be adapted to a person

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from penchant.errors import InputError
-from penchant.heads.base import HEADS, Head, check_latents, check_pairs, pair_accuracy, prompt_folds
+from penchant.heads.base import Head, check_latents, check_pairs, head_of, pair_accuracy, prompt_folds
 from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
 from penchant.heads.mlp import MLPHead
@@ -184,7 +184,7 @@ class AutoHead(Head, kind="auto"):
         head = cls(**{k: v for k, v in config.items() if k not in ("head", "learned")})
         head.views_, head.recipe_ = tuple(learned["views_"]), Recipe.from_dict(learned["recipe_"])
         head.tried_, head.cv_accuracy_ = learned["tried_"], learned["cv_accuracy_"]
-        head.head_ = HEADS[learned["head_"]["head"]].from_state(learned["head_"], tensors)
+        head.head_ = head_of(learned["head_"], tensors)
         return head
 
 

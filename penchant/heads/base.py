@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from typing_extensions import Self
 
 from penchant.errors import InputError, RecipeMismatch
 from penchant.latents import LatentPairs, Recipe
+from penchant.saved import read_arrays, read_json
 
 if TYPE_CHECKING:
     from penchant.backbone import Backbone
@@ -90,7 +91,10 @@ class Head(ABC):
         # JSON knows no tuples, and no head takes or learns a list.
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         head = cls(**{k: v for k, v in config.items() if k not in ("head", "learned")})
-        for name, value in {**config["learned"], **tensors}.items():
+        learned = {**config["learned"], **tensors}
+        if unknown := learned.keys() - {*cls.facts, *cls.tensors}:  # else a file could put its own in a method's place
+            raise ValueError(f"a {cls.name} head has no {', '.join(sorted(unknown)[:3])}")
+        for name, value in learned.items():
             setattr(head, name, value)
         return head
 
@@ -116,14 +120,23 @@ class Head(ABC):
 
 def load_head(folder: str | Path) -> Head:
     """Read any saved head. Raises InputError if the folder has none or names a kind that is not known here."""
-    path = Path(folder, "config.json")
+    path, cure = Path(folder, "config.json"), "save the model again."
     if not path.is_file():
         raise InputError(f"{folder} has no config.json; give the folder that save_pretrained wrote")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, cure)
+    tensors = read_arrays(Path(folder, "model.safetensors"), cure)
+    try:
+        return head_of(config, tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the head in {folder} is damaged ({error}); {cure}") from error
+
+
+def head_of(config: dict[str, Any], tensors: dict[str, Array]) -> Head:
+    """The head that `state` described, of any kind; InputError for a kind that is not known here."""
     kind = config.get("head")
-    if kind not in HEADS:
-        raise InputError(f"{path} names the head {kind!r}, known are {', '.join(sorted(HEADS))}")
-    return HEADS[kind].from_state(config, load_file(Path(folder, "model.safetensors")))
+    if not isinstance(kind, str) or kind not in HEADS:
+        raise InputError(f"it names the head {kind!r:.80}, known are {', '.join(sorted(HEADS))}")
+    return HEADS[kind].from_state(config, tensors)
 
 
 def check_pairs(pairs: LatentPairs) -> None:

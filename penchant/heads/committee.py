@@ -10,7 +10,7 @@ from sklearn.base import clone
 from typing_extensions import Self
 
 from penchant.errors import InputError
-from penchant.heads.base import HEADS, Head, check_pairs, pair_accuracy
+from penchant.heads.base import Head, check_pairs, head_of, pair_accuracy
 from penchant.latents import LatentPairs, Recipe
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class CommitteeHead(Head, kind="committee"):
         members = []
         for b, inner in enumerate(learned["members_"]):
             own = {name.removeprefix(f"{b}."): value for name, value in tensors.items() if name.startswith(f"{b}.")}
-            members.append(HEADS[inner["head"]].from_state(inner, own))
+            members.append(head_of(inner, own))
         plain: Any = clone(members[0])  # whose seed is that of the head given
         head = cls(plain, config["members"], config["random_state"])
         head.members_, head.scales_, head.cv_accuracy_ = members, learned["scales_"], learned["cv_accuracy_"]

@@ -114,7 +114,8 @@ class SAEHead(Head):
         if self.encoder_ is not None:
             config["learned"]["encoder_"] = self.encoder_.config.to_dict()
             tensors |= {f"encoder.{name}": getattr(self.encoder_, name).detach().numpy() for name in ENCODER}
-        config["sae"] = self.sae.source if isinstance(self.sae, SparseAutoencoder) else str(self.sae)
+        sae = self._loaded or self.sae
+        config["sae"] = sae.source if isinstance(sae, SparseAutoencoder) else str(sae)
         config["learned"]["recipe_"] = self.recipe_.to_dict()
         return config, tensors
 

@@ -251,7 +251,8 @@ class SparseHead(SAEHead, kind="sparse"):
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Array]) -> Self:
         own = {name: value for name, value in tensors.items() if not name.startswith("head.")}
         inner = {name.removeprefix("head."): value for name, value in tensors.items() if name not in own}
-        head = super().from_state(config, own)
+        learned = {name: value for name, value in config["learned"].items() if name != "head_"}
+        head = super().from_state({**config, "learned": learned}, own)
         kind = LinearHead if head.inner == "linear" else MLPHead
         head.head_ = kind.from_state(config["learned"]["head_"], inner)
         return head

@@ -25,6 +25,7 @@ from penchant.personal.people_map import people_map
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import people_warnings
+from penchant.saved import read_json
 
 FITTED = "fitted.json"
 """Says in a run's folder that its people are in the database already: what a killed run must not do twice."""
@@ -143,8 +144,10 @@ def _fitted(
     made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings), "read": read}
     marker = folder / FITTED
     if marker.is_file():
-        kept = json.loads(marker.read_text(encoding="utf-8"))
+        kept = read_json(marker, "delete it, and fit again.")
         now = {name: person.version for name, person in system.users.get_many(names).items()}
+        if not kept.keys() >= {"made_of", "cost", *Fitted._fields}:
+            raise InputError(f"{marker} is damaged; delete it, and fit again.")
         if kept["made_of"] == made_of and kept["versions"] == now:
             cost |= kept["cost"]
             return Fitted(**{name: kept[name] for name in Fitted._fields})

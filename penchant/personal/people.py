@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from penchant.chat import Text, Tokens
@@ -28,6 +28,7 @@ from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
 from penchant.policy.people import people_of
 from penchant.reward_model import RewardModel
+from penchant.saved import read_tensors
 
 PEOPLE, POPULATION, REWARDS, KEPT = "users.db", "population.safetensors", "rewards", "z.safetensors"
 Settings = LatentDPOSettings | FullEncoderSettings
@@ -48,7 +49,12 @@ class People:
         self.clap, self.folder = clap.eval(), folder
         self.population = torch.zeros(clap.latent)
         if (folder / POPULATION).is_file():
-            self.population = load_file(folder / POPULATION)[LATENT]
+            found = read_tensors(folder / POPULATION, "fit the population again.").get(LATENT)
+            if found is None or found.shape != self.population.shape:
+                raise InputError(
+                    f"{folder / POPULATION} holds no vector of {clap.latent} numbers; fit the population again."
+                )
+            self.population = found
         self.kept, self.projection = load_z(folder / KEPT)
         self.rewards = load_rewards(folder / REWARDS, clap.backbone)
         self.users = Users(folder / PEOPLE, digest)

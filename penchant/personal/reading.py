@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from penchant.chat import Tokens
+from penchant.errors import InputError
 from penchant.packing import stack_keys
 from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian
 from penchant.personal.start import middle_states
+from penchant.saved import read_tensors
 
 T = TypeVar("T")
 READ_AT_ONCE = 64
@@ -91,7 +93,9 @@ def load_z(path: Path) -> tuple[dict[bytes, Tensor], Tensor | None]:
     """z [latent] by a text's key, and the projection; nothing of both where nothing was kept."""
     if not path.is_file():
         return {}, None
-    found = load_file(path)
+    found = read_tensors(path, "pretrain anew.")
+    if not {"keys", "z"} <= found.keys() or len(found["keys"]) != len(found["z"]):
+        raise InputError(f"{path} does not hold a key for each z; pretrain anew.")
     z = {key.tobytes(): z for key, z in zip(found["keys"].numpy(), found["z"], strict=True)}
     return z, found.get("projection")
 

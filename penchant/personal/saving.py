@@ -47,6 +47,10 @@ def save_llm(llm: PreTrainedModel, backbone: Backbone, folder: Path) -> dict[str
 def load_llm(facts: dict[str, Any], folder: Path) -> tuple[PreTrainedModel, Backbone]:
     """The LLM of a system: the one in its folder, or the one it was made on; RecipeMismatch where that is another."""
     if "llm" in facts:
-        own = {"base": str(folder / facts["llm"]), "revision": facts["llm_revision"], "asked_revision": None}
+        if facts["llm"] != LLM:
+            raise InputError(
+                f"the LLM of {folder} is said to lie in {facts['llm']!r:.200}, not in its {LLM}/; pretrain anew."
+            )
+        own = {"base": str(folder / LLM), "revision": facts["llm_revision"], "asked_revision": None}
         return load_base(facts | own)
     return load_base(facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from typing_extensions import Self
@@ -11,7 +10,7 @@ from penchant.errors import InputError
 from penchant.personal.people import PEOPLE, REWARDS
 from penchant.personal.rewards import load_rewards, rewards_of
 from penchant.personal.saving import load_llm
-from penchant.personal.system import CONFIG
+from penchant.personal.system import checked_facts
 from penchant.personal.users import Users
 from penchant.reward_model import RewardModel
 
@@ -29,16 +28,12 @@ class PersonalRewards:
         Raises InputError where there is no personal LLM, or one without rewards.
         """
         path = Path(folder)
-        try:
-            facts = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-            digest = facts["digest"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
+        facts = checked_facts(path)
         rewards = load_rewards(path / REWARDS, load_llm(facts, path)[1])
         if rewards is None:
             raise InputError(f"{folder} has no personal rewards yet; fit people first, with --rewards true.")
         rewards.backbone.cut(max(rewards.recipe.layers))
-        return cls(rewards, Users(path / PEOPLE, digest))
+        return cls(rewards, Users(path / PEOPLE, facts["digest"]))
 
     def rewards_of(self, user_id: str | None = None) -> RewardModel:
         """The reward model of a person, or the population's; InputError for somebody unknown or without a taste."""

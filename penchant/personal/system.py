@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from penchant.backbone import DEFAULT, load_whole
 from penchant.chat import Text
-from penchant.errors import InputError
+from penchant.errors import InputError, PenchantError
 from penchant.generation import Generator
+from penchant.hub import named
 from penchant.personal.clap import AdapterKind, Clap
 from penchant.personal.clap_figures import evaluate_clap, plain_log_probs
 from penchant.personal.clap_training import ClapSettings, train_clap
@@ -29,6 +29,7 @@ from penchant.personal.reach import LIMIT, Reach
 from penchant.personal.reading import save_z
 from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
+from penchant.saved import read_json, read_tensors
 
 CONFIG, WEIGHTS = "config.json", "clap.safetensors"
 NEEDED = "base", "asked_revision", "revision", "dtype", "max_length", "latent", "adapter", "reach", "digest"
@@ -90,13 +91,14 @@ class PersonalLLM(People):
         different answers.
         """
         target = Path(folder)
+        model, revision = named(model)
         if len(prompts) < 2:
             raise InputError(f"{len(prompts)} prompts are too few; give two or more, so that one can be held out.")
         if responses is not None:
             check_responses(prompts, responses)
         settings = settings or ClapSettings(seed=seed)
         dtype = "float32" if settings.unfreeze and dtype == "auto" else dtype
-        llm, backbone = load_whole(model, dtype, None, max_length)
+        llm, backbone = load_whole(model, dtype, revision, max_length)
         settings.check_llm(backbone.dtype)
         torch.manual_seed(seed)
         clap = Clap(llm, backbone, latent, adapter)
@@ -125,7 +127,7 @@ class PersonalLLM(People):
         reach = Reach.of(clap.eval(), generator, prompts, train, seed, show_progress)
         facts = {
             "base": model,
-            "asked_revision": None,
+            "asked_revision": revision,
             "revision": backbone.revision,
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "max_length": max_length,
@@ -154,22 +156,16 @@ class PersonalLLM(People):
         Raises InputError where there is none, or an older Penchant's, RecipeMismatch where its LLM is another.
         """
         target = Path(folder)
-        try:
-            facts = json.loads((target / CONFIG).read_text(encoding="utf-8"))
-            weights = load_file(target / WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
-        lacking = [name for name in NEEDED if name not in facts]
-        lacking += [f"reach.{name}" for name in ("slope", "bend", "metric") if name not in facts.get("reach", {})]
-        if lacking:
-            raise InputError(
-                f"{target / CONFIG} lacks {', '.join(lacking)}, as an older Penchant wrote it; run pretrain again."
-            )
+        facts, weights = checked_facts(target), read_tensors(target / WEIGHTS, "pretrain anew.")
         llm, backbone = load_llm(facts, target)
-        clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
-        load_weights(clap, weights, target / WEIGHTS)
-        generator = Generator(llm, backbone, clap.adapter)
-        return cls(clap, generator, facts, target)
+        try:
+            clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
+            load_weights(clap, weights, target / WEIGHTS)
+            return cls(clap, Generator(llm, backbone, clap.adapter), facts, target)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            if isinstance(error, PenchantError):
+                raise
+            raise InputError(f"{target / CONFIG} is damaged ({error}); pretrain anew.") from error
 
     def generate(
         self,
@@ -199,6 +195,20 @@ class PersonalLLM(People):
             z=self.reach.within(self.z(prompts, user_id), perplexity_limit),
             show_progress=show_progress,
         )
+
+
+def checked_facts(folder: Path) -> dict[str, Any]:
+    """CONFIG of a system; InputError where there is none, or something that loading takes is missing."""
+    path = folder / CONFIG
+    facts = read_json(path, "pretrain anew.") if path.is_file() else {}
+    if not facts.keys() & set(NEEDED):
+        raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.")
+    reach = facts["reach"] if isinstance(facts.get("reach"), dict) else {}
+    lacking = [name for name in NEEDED if name not in facts]
+    lacking += [f"reach.{name}" for name in ("slope", "bend", "metric") if name not in reach]
+    if lacking:
+        raise InputError(f"{path} lacks {', '.join(lacking)}, as an older Penchant wrote it; run pretrain again.")
+    return facts
 
 
 def _split(groups: list[Group], seed: int) -> tuple[list[Group], list[Group]]:

@@ -22,6 +22,7 @@ from typing import IO, NamedTuple, cast
 from typing_extensions import Self
 
 from penchant.errors import InputError, PenchantError, RecipeMismatch
+from penchant.gunzip import gunzipped
 from penchant.personal.records import Person, Vectors, checked_id, from_line, packed, to_line, unpacked
 from penchant.personal.users_file import TABLES, UsersFile, pragma, table_of
 
@@ -179,7 +180,7 @@ class Users:
         number = 0
         with self._file.writing() as db:
             try:
-                with cast(IO[bytes], (gzip.open if str(path).endswith(".gz") else open)(path, "rb")) as file:
+                with gunzipped(Path(path)) if str(path).endswith(".gz") else open(path, "rb") as file:
                     for number, line in enumerate(file, start=1):  # noqa: B007
                         person = from_line(line)
                         data = packed(person.user_id, person.vectors, person.pairs)

@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from penchant.backbone import DEFAULT, load_whole
 from penchant.errors import InputError
+from penchant.hub import named
 from penchant.pairs import describe, to_text
 from penchant.policy.batches import TokenPair, token_pairs
 from penchant.policy.build import make_policy, make_trunk
@@ -56,6 +57,7 @@ def align_run(
 
     `folder` gets checkpoints/, from which a run that was killed goes on bit for bit, metrics.jsonl and policy/.
     """
+    model, revision = named(model, revision)
     check_installed(settings)
     check_alone()
     if not settings.lora:

@@ -6,19 +6,24 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from penchant.backbone import Backbone, load_whole
 from penchant.errors import InputError, RecipeMismatch
+from penchant.hub import pinned
 from penchant.policy.codes import LatentCodes
+from penchant.saved import read_json, read_tensors
 
 if TYPE_CHECKING:
     from penchant.policy.policy import Policy
 
 CONFIG = "config.json"
 CODES = "codes.safetensors"
+ADAPTER = "adapter_model.safetensors"
+NEEDED = "loss", "base", "asked_revision", "dtype", "max_length", "lora", "latent"
+CURE = "save the policy again."
 
 
 def save(policy: Policy, folder: Path) -> None:
@@ -36,29 +41,42 @@ def save(policy: Policy, folder: Path) -> None:
 
 
 def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, LatentCodes | None, dict[str, Any]]:
-    """What a `Policy` is made of: model, backbone, codes and facts."""
+    """What a `Policy` is made of: model, backbone, codes and facts.
+
+    Raises InputError for files that are damaged, or no safetensors.
+    """
     config = read_config(folder)
     model: Any
     if config["lora"] is None:
-        asked = (dtype or config["dtype"], config["asked_revision"], config["max_length"])
-        model, backbone = load_whole(str(folder / "model"), *asked)
+        model, backbone = load_whole(str(folder / "model"), dtype or config["dtype"], None, config["max_length"])
     else:
         from peft import PeftModel
 
+        if not (folder / "adapter" / ADAPTER).is_file():  # else peft takes a pickled .bin, or asks the hub
+            raise InputError(f"{folder / 'adapter'} has no {ADAPTER}; {CURE}")
+        read_json(folder / "adapter" / "adapter_config.json", CURE)
+        read_tensors(folder / "adapter" / ADAPTER, CURE)
         llm, backbone = load_base(config, dtype)
-        model = PeftModel.from_pretrained(llm, folder / "adapter")
+        try:
+            model = PeftModel.from_pretrained(llm, folder / "adapter")
+        except Exception as error:  # whatever an adapter_config.json may ask for
+            raise InputError(f"the adapters in {folder} do not fit {config['base']!r} ({error}); {CURE}") from error
     codes = None
     if config["latent"]:
-        codes = LatentCodes(backbone.width, **config["latent"], people=len(config.get("people", []))).to(
-            backbone.device
-        )
-        codes.load_state_dict(load_file(folder / CODES))
+        try:
+            people = len(config.get("people", []))
+            codes = LatentCodes(backbone.width, **config["latent"], people=people).to(backbone.device)
+            codes.load_state_dict(read_tensors(folder / CODES, CURE))
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"the codes in {folder} are damaged ({error}); {CURE}") from error
     return model, backbone, codes, config
 
 
 def load_base(facts: dict[str, Any], dtype: str | None = None) -> tuple[PreTrainedModel, Backbone]:
-    """The LLM that something was trained from; RecipeMismatch where that is not the one of this name here."""
-    llm, backbone = load_whole(facts["base"], dtype or facts["dtype"], facts["asked_revision"], facts["max_length"])
+    """The LLM that something was trained from, one of the hub at its commit; RecipeMismatch where that is not the one
+    of this name here."""
+    revision = pinned(facts["revision"]) or facts["asked_revision"]
+    llm, backbone = load_whole(facts["base"], dtype or facts["dtype"], revision, facts["max_length"])
     if backbone.revision != facts["revision"]:
         raise RecipeMismatch(
             f"this was trained from {facts['base']!r} {facts['revision'][:12]}, here that is"
@@ -70,15 +88,15 @@ def load_base(facts: dict[str, Any], dtype: str | None = None) -> tuple[PreTrain
 def load_state(policy: Policy, folder: Path) -> None:
     """Put the weights of a saved policy of the same shape into this one."""
     if policy.codes is not None:
-        policy.codes.load_state_dict(load_file(folder / CODES))
+        policy.codes.load_state_dict(read_tensors(folder / CODES, CURE))
     model: Any = policy.model
     if policy.facts["lora"] is not None:
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_file(folder / "adapter" / "adapter_model.safetensors"))
+        set_peft_model_state_dict(model, read_tensors(folder / "adapter" / ADAPTER, CURE))
         return
     files = sorted((folder / "model").glob("*.safetensors"))
-    found = {k: v for file in files for k, v in load_file(file).items()}
+    found = {k: v for file in files for k, v in read_tensors(file, CURE).items()}
     left = model.load_state_dict(found, strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if left.unexpected_keys or set(left.missing_keys) - tied:
@@ -86,12 +104,10 @@ def load_state(policy: Policy, folder: Path) -> None:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a saved policy; InputError where there is none."""
-    path = Path(folder, CONFIG)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    if "loss" not in config or "base" not in config:
-        raise InputError(f"{folder} holds no policy; give the folder `policy` that penchant align wrote.")
-    return dict(config)
+    """config.json of a saved policy; InputError where there is none, or one that lacks something."""
+    path, cure = Path(folder, CONFIG), "give the folder `policy` that penchant align wrote."
+    config = read_json(path, cure) if path.is_file() else {}
+    needed = (*NEEDED, "revision") if config.get("lora") else NEEDED
+    if lacking := [name for name in needed if name not in config]:
+        raise InputError(f"{folder} holds no policy (its {CONFIG} lacks {', '.join(lacking[:3])}); {cure}")
+    return config

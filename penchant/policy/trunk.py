@@ -77,9 +77,10 @@ class Trunk:
         digest = hashlib.blake2b("".join([recipe, *(key.hex() for key in self._span)]).encode(), digest_size=16)
         path = folder / f"{digest.hexdigest()}{STATES}"
         size = (self.tokens, backbone.width)
-        if not path.is_file():
+        needed = self.tokens * backbone.width * backbone.dtype.itemsize
+        if not path.is_file() or path.stat().st_size != needed:
             folder.mkdir(parents=True, exist_ok=True)
-            needed, free = self.tokens * backbone.width * backbone.dtype.itemsize, shutil.disk_usage(folder).free
+            free = shutil.disk_usage(folder).free
             if needed > free:
                 raise InputError(
                     f"the states of {self.tokens:,} tokens take {needed / 2**30:.1f} GiB, {folder} has"

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from penchant.errors import InputError
+from penchant.hub import named, snapshot
 from penchant.sae.autoencoder import SparseAutoencoder
 from penchant.sae.layouts import (
     read_dictionary_learning,
@@ -50,7 +51,8 @@ def load_sae(
     Args:
         name: a folder, the file of weights in it, or a hub repository with the path inside it, such as
             google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71. Of a repository only that SAE is fetched.
-        revision: branch, tag or commit of a hub repository.
+        revision: branch, tag or commit of a hub repository, which may also end its name: org/repository/path@REVISION.
+            The SAE's `source`, which a head on it keeps, names the commit.
         layer: index into transformers' `hidden_states`, where the files do not record it.
         k: latents active in a state, where the files do not record it.
         model: the LLM it is for, in place of the one that the files record.
@@ -59,24 +61,27 @@ def load_sae(
         InputError: nothing is there, the files are damaged or contradict each other, or the SAE is of an architecture
             or place in the LLM that cannot be used; where there are several, the sentence says which.
     """
-    path, place = Path(name).expanduser().absolute(), str(name).rstrip("/")
+    plain, asked = named(str(name), revision)
+    path, place = Path(plain).expanduser().absolute(), plain.rstrip("/")
     file = next((marker for marker in LAYOUTS if path.as_posix().endswith(f"/{marker}") and not path.is_dir()), None)
     if file is not None:
         path, place = path.parents[file.count("/")], place.removesuffix(f"/{file}")
+    source = plain
     if path.exists():
         folder, place = path, path.resolve().as_posix()
     else:
-        folder = _fetch(place, revision)
+        folder, commit = _fetch(place, asked)
+        source = f"{place}@{commit}" if commit else plain
     read = next((read for marker, read in LAYOUTS.items() if (folder / marker).is_file()), None)
     if read is None:
         patterns = [f"{'*/' * depth}{marker}" for depth in range(1, DEPTH + 1) for marker in LAYOUTS]
         below = (file.relative_to(folder).as_posix() for pattern in patterns for file in folder.glob(pattern))
         raise _nothing(str(name), below)
-    return read(folder, place).build(str(name), layer, k, model)
+    return read(folder, place).build(source, layer, k, model)
 
 
-def _fetch(name: str, revision: str | None) -> Path:
-    """The folder of one SAE of a hub repository, its few files downloaded."""
+def _fetch(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of one SAE of a hub repository, its few files downloaded, and the commit they are of, if known."""
     parts = name.split("/")
     if len(parts) < 2 or any(part in ("", ".", "..") or re.search(r"[*?\[\]\\:~]", part) for part in parts):
         raise InputError(f"there is no SAE at {name!r}; give a folder, or a hub id like org/repository/path/inside")
@@ -84,7 +89,8 @@ def _fetch(name: str, revision: str | None) -> Path:
     wanted = ["/".join([*inside, file]) for file in (*LAYOUTS, *CONFIGS)]
     wanted += ["/".join([*inside[:-1], "config.json"])]  # sparsify records the LLM a folder above
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted)).joinpath(*inside)
+        whole = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        folder = whole.joinpath(*inside)
         if not any((folder / marker).is_file() for marker in LAYOUTS):
             start = "".join(f"{part}/" for part in inside)
             files = HfApi().list_repo_files(repo, revision=revision)
@@ -94,7 +100,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"there is no folder {name!r}, and the hub gives no SAE: {reason}") from error
-    return folder
+    return folder, snapshot(whole)
 
 
 def _nothing(name: str, files: Iterable[str]) -> InputError:

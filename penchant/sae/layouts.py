@@ -47,7 +47,8 @@ def read_gemma_scope(folder: Path, place: str) -> Published:
     try:
         with np.load(path, allow_pickle=False) as file:
             tensors = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    # MemoryError: a header may claim a size that no memory has.
+    except (OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); fetch the SAE again") from error
     found = take(tensors, path, W_enc="W_enc", W_dec="W_dec", b_enc="b_enc", b_dec="b_dec", threshold="threshold")
     model = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)", place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,8 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from penchant import saved
 from penchant.errors import InputError
 from penchant.sae.autoencoder import SAEConfig, SparseAutoencoder
+
+CURE = "fetch the SAE again"
 
 
 @dataclass
@@ -122,21 +124,15 @@ def layer_of_hook(hook: str) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or InputError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); fetch the SAE again") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object; fetch the SAE again")
-    return found
+    return saved.read_json(path, CURE)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or InputError."""
+    """All tensors of a file, or InputError; whether they are finite is for `build` to say, by our names."""
     try:
         return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} is damaged ({error}); fetch the SAE again") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error}); {CURE}") from error
 
 
 def take(tensors: Mapping[str, Tensor], path: Path, **names: str) -> dict[str, Tensor]:

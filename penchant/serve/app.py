@@ -29,6 +29,7 @@ def create_app(
     public: Iterable[str] = OPEN,
     log: Log | None = None,
     log_texts: bool = False,
+    hosts: Iterable[str] | None = None,
 ) -> FastAPI:
     """The server as an ASGI app; `app.state.service` is the service, closed with the app.
 
@@ -38,6 +39,8 @@ def create_app(
         public: paths that need no key; everything below /static/ needs none either.
         log: where a line a request goes; nowhere by default.
         log_texts: log the bodies of requests as well.
+        hosts: names that it answers to; any by default. Without keys it should be this machine's own, or else the page
+            of an attacker, whose name leads to this machine the second time it is looked up, is let in.
     """
 
     @asynccontextmanager
@@ -63,7 +66,10 @@ def create_app(
     app.add_exception_handler(PenchantError, _unusable)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_middleware(Gate, service=service, keys=keys, log=log, log_texts=log_texts, public=frozenset(public))
+    known = None if hosts is None else frozenset(hosts)
+    app.add_middleware(
+        Gate, service=service, keys=keys, log=log, log_texts=log_texts, public=frozenset(public), hosts=known
+    )
     if keys is not None:
         _secured(app)
     return app

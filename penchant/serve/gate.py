@@ -26,6 +26,7 @@ from penchant.serve.service import Service
 OPEN = ("/health", "/ready", "/")
 JSON_KIND = re.compile(r"application/([^/]+\+)?json")
 OPEN_BELOW = "/static/"
+PORT = re.compile(r":\d+$")
 GONE = 499
 """The status in log and metrics of a request whose client went away before its answer."""
 WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
@@ -64,9 +65,10 @@ class Gate:
         log: Log | None,
         log_texts: bool,
         public: frozenset[str],
+        hosts: frozenset[str] | None = None,
     ) -> None:
         self.app, self.service, self.keys = app, service, keys
-        self.log, self.log_texts, self.public = log, log_texts, public
+        self.log, self.log_texts, self.public, self.hosts = log, log_texts, public, hosts
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,6 +131,8 @@ class Gate:
     async def _admitted(self, scope: Scope, receive: Receive, facts: dict[str, Any]) -> bytes:
         """The request's body, checked; none of a method that has none. Raises Refused."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if self.hosts is not None and PORT.sub("", headers.get("host", "")).lower() not in self.hosts:
+            raise Refused(403, "this server answers to this machine's own names alone; with --keys it does to any.")
         if self.keys is not None and not self._is_public(scope["path"]):
             facts["key"] = self._caller(headers)
         if scope["method"] not in WITH_BODY:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -9,6 +11,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from penchant.errors import InputError
@@ -52,24 +55,39 @@ class Keys:
 
     def add(self, name: str) -> str:
         """Make a key and return it; nobody can read it again. InputError for an empty or a taken name."""
-        self._read()
         if not name.strip() or not name.isprintable():
             raise InputError(f"{name!r} is no name for a key; give a printable one.")
-        if any(entry["name"] == name for entry in self._entries):
-            raise InputError(f"there is a key named {name!r} already; revoke it first, or choose another name.")
-        key = PREFIX + secrets.token_urlsafe(BYTES)
-        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._write([*self._entries, {"name": name, "sha256": _digest(key), "made": made}])
+        with self._alone():
+            if any(entry["name"] == name for entry in self._entries):
+                raise InputError(f"there is a key named {name!r} already; revoke it first, or choose another name.")
+            key = PREFIX + secrets.token_urlsafe(BYTES)
+            made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            self._write([*self._entries, {"name": name, "sha256": _digest(key), "made": made}])
         return key
 
     def revoke(self, name: str) -> None:
         """Forget a key; InputError where there is none of that name."""
-        self._read()
-        left = [entry for entry in self._entries if entry["name"] != name]
-        if len(left) == len(self._entries):
-            known = ", ".join(entry["name"] for entry in left) or "none"
-            raise InputError(f"there is no key named {name!r}; known are {known}.")
-        self._write(left)
+        with self._alone():
+            left = [entry for entry in self._entries if entry["name"] != name]
+            if len(left) == len(self._entries):
+                known = ", ".join(entry["name"] for entry in left) or "none"
+                raise InputError(f"there is no key named {name!r}; known are {known}.")
+            self._write(left)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The newest keys, and no other writer until the block has ended, so that neither undoes what the other did."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path} ({error.strerror}); choose another --file.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._read()
+            yield
+        finally:
+            os.close(lock)
 
     def _read(self) -> None:
         try:
@@ -93,7 +111,6 @@ class Keys:
     def _write(self, entries: list[dict[str, str]]) -> None:
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 json.dump({"keys": entries}, file, indent=1)
             os.replace(partial, self.path)

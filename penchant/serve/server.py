@@ -13,10 +13,13 @@ from fastapi import FastAPI
 from typing_extensions import Self
 
 from penchant.errors import InputError, PenchantError
+from penchant.serve.connection import Connection
 from penchant.serve.keys import Keys
 from penchant.serve.service import Service
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
+LOCAL_NAMES = (*LOCAL, "[::1]")
+"""How a client writes them in the header Host."""
 
 
 def check_host(host: str, keys: Keys | None) -> None:
@@ -76,7 +79,13 @@ class Draining(uvicorn.Server):
 def config_of(app: FastAPI) -> uvicorn.Config:
     """Without uvicorn's logs, and its lifespan, which cannot be left at once: who runs the app closes the service."""
     return uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_keep_alive=75
+        app,
+        http=Connection,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,22 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["serve", str(tmp_path), "--keys", str(tmp_path / "none.json")]) == 2
     assert main(["serve", str(tmp_path), "--port", "0"]) == 2
     assert "there is no reward model" in capsys.readouterr().err
+
+
+def test_two_writers_do_not_undo_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    Keys(file, make=True).add("revoked")
+    start = threading.Barrier(4)
+
+    def write(who: int) -> list[str]:
+        keys = Keys(file)
+        start.wait()
+        if not who:
+            keys.revoke("revoked")
+        return [keys.add(f"{who}-{i}") for i in range(8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        made = [key for keys in pool.map(write, range(4)) for key in keys]
+    assert sorted(name for name, _ in Keys(file).names()) == sorted(f"{who}-{i}" for who in range(4) for i in range(8))
+    assert all(map(Keys(file).name_of, made))
+    assert stat.S_IMODE((tmp_path / "keys.json.lock").stat().st_mode) == 0o600

@@ -123,7 +123,7 @@ def test_killed_and_started_again_under_load(model_folder: Path, rm: RewardModel
 
 
 def test_a_second_sigterm_refuses_what_was_accepted(model_folder: Path) -> None:
-    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    head = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
     with started(model_folder) as (process, url, log), ThreadPoolExecutor(1) as pool:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         with socket.create_connection(address) as sock:
