@@ -19,7 +19,7 @@ from penchant.errors import InputError
 
 Array = NDArray[Any]
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 8 << 20
 """Of one side of the pairs in a block: small beside what a head needs anyway, large beside the cost of a read."""
 HEADS = "linear, mlp or auto head, or a committee of one"
 SHARE = 0.25

@@ -101,18 +101,18 @@ class AutoHead(Head, kind="auto"):
         Raises InputError for fewer than 2 pairs, NaN or inf, or only equal latents.
         """
         if not pairs.mapped:
-            return self._choose(pairs, unlabelled, len(pairs))
+            return self._choose(pairs, unlabelled)
         some = pairs.sample(SAMPLE_PAIRS, self.random_state)
-        self._choose(some, unlabelled, len(pairs))
-        if len(some) < len(pairs):
+        self._choose(some, unlabelled)
+        if len(some) < len(pairs):  # so no context head, which takes fewer than a sample
             head: Any = clone(self.head_)
             self.head_ = head.fit(pairs.select(self.views_))
             self.cv_margins_ = head.cv_margins_
             self.cv_accuracy_ = None if head.cv_margins_ is None else pair_accuracy(head.cv_margins_)
         return self
 
-    def _choose(self, pairs: LatentPairs, unlabelled: Array | None, total: int) -> Self:
-        """`fit` on pairs in memory, the kind of head being one for so many pairs in all."""
+    def _choose(self, pairs: LatentPairs, unlabelled: Array | None) -> Self:
+        """`fit` on pairs in memory."""
         check_pairs(pairs)
         self.recipe_, self.chosen_on_ = pairs.recipe, len(pairs)
         fold = prompt_folds(pairs.group, self.folds, self.random_state)
@@ -127,7 +127,7 @@ class AutoHead(Head, kind="auto"):
             self._candidate(LinearHead(folds=self.folds, random_state=self.random_state), pairs, views)
             for views in candidate_views(recipe.response_views)
         ]
-        if recipe.prompt_views and total <= CONTEXT_TO:
+        if recipe.prompt_views and len(pairs) <= CONTEXT_TO:
             context = ContextHead(folds=self.folds, random_state=self.random_state)
             candidates.append(self._candidate(context, pairs, recipe.views, unlabelled))
         default = candidates[-1]

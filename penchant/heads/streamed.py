@@ -65,8 +65,6 @@ class Fitted(NamedTuple):
     strength: float
     margins: Array | None
     """Out-of-fold score differences [n], None where no cross-validation was made."""
-    passes: int
-    """How often all pairs were read."""
 
 
 def fit_streamed(
@@ -100,7 +98,7 @@ def fit_streamed(
         at = problems.survey(np.array([strength]), alone, np.float64)
         v = np.zeros_like(at.gradient)
     v = problems.minimise(v, at, np.array([strength]), alone, TOLERANCE, np.float64)
-    return Fitted(v[:, 0] / problems.scale, strength, margins, problems.passes)
+    return Fitted(v[:, 0] / problems.scale, strength, margins)
 
 
 @dataclass
@@ -119,8 +117,6 @@ class Problems:
     scale: Array = field(init=False)
     """[d]"""
     preconditioner: Preconditioner = field(init=False)
-    passes: int = 0
-    """How often all pairs were read."""
 
     def survey(self, strength: Array, out: Array, dtype: Any) -> Terms:
         """The first pass: checks the pairs, finds scale and preconditioner, and gives the terms at v = 0."""
@@ -214,7 +210,6 @@ class Problems:
         terms.curvature[:] += (use * loss.curvature(s)).sum(0)
 
     def _blocks(self) -> Iterator[tuple[slice, Array, Array]]:
-        self.passes += 1
         return read_blocks(self.pairs.chosen, self.pairs.rejected)
 
 

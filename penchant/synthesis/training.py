@@ -101,7 +101,9 @@ def train_head(
     tried: list[dict[str, Any]] = []
     chosen_on = None
     if asked is None or isinstance(head, AutoHead):
-        fit_head(head, pairs, unlabelled)
+        # To choose by is enough where the head chosen is fitted anew below.
+        some = pairs.sample(SAMPLE_PAIRS) if pairs.mapped and asked is not None else pairs
+        fit_head(head, some, unlabelled)
         margins = getattr(head, "cv_margins_", None)
         tried = getattr(head, "tried_", [])
         if isinstance(head, AutoHead):
@@ -122,8 +124,8 @@ def train_head(
 def _committee_of_auto(committee: CommitteeHead, pairs: LatentPairs, unlabelled: Array | None) -> Trained:
     """AutoHead picks views and kind of head once, from all pairs; the members are heads of that kind."""
     auto = committee.head
-    fit_head(auto, pairs, unlabelled)
     assert isinstance(auto, AutoHead)
+    fit_head(auto, pairs.sample(SAMPLE_PAIRS) if pairs.mapped else pairs, unlabelled)
     head, views = auto.narrow()
     others = None if unlabelled is None else unlabelled[:, pairs.recipe.columns(views)]
     members = CommitteeHead(clone(head), committee.members, committee.random_state)
