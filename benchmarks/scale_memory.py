@@ -294,8 +294,8 @@ def report(plan: dict[str, Any], results: list[dict[str, Any]], capped: Any, rat
     figures_ |= {"hours_10m_x_4096": round(far["hours"], 1), "binds": far["binds"]}
     print(
         f"10 million pairs of 4,096 numbers: {far['passes']} passes of {far['gigabytes_a_pass']:.0f} GB, each with"
-        f" {far['reading_minutes_a_pass']:.1f} minutes of reading and {far['computing_minutes_a_pass']:.1f} of computing"
-        f" side by side; {far['hours']:.1f} hours, {far['binds']} binds"
+        f" {far['reading_minutes_a_pass']:.1f} minutes of reading beside {far['computing_minutes_a_pass']:.1f} of"
+        f" computing; {far['hours']:.1f} hours, {far['binds']} binds"
     )
     finish("scale_memory", figures_, full=full, details={"results": results, "far": far})
 

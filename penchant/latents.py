@@ -115,7 +115,8 @@ class LatentPairs:
     """n preference pairs as vectors, all float32 [n, d] with d = recipe.dim.
 
     Memory-mapped arrays (`np.memmap`) become `Mapped`: `take` and `select` read nothing of them, and what learns from
-    the pairs reads them block by block or, where it cannot, refuses what does not fit into memory.
+    the pairs reads them block by block or, where it cannot, refuses what does not fit into memory. The prompts' own
+    latents, which no head reads, are kept beside them only if they are memory-mapped too.
     """
 
     chosen: Array
@@ -139,6 +140,9 @@ class LatentPairs:
             shape = getattr(self, name).shape
             if shape != (len(self.group), self.recipe.dim):
                 raise RecipeMismatch(f"{name} is {shape}, the recipe wants ({len(self.group)}, {self.recipe.dim})")
+        chosen, prompt = cast(Any, self.chosen), cast(Any, self.prompt)
+        if isinstance(chosen, Mapped) and not isinstance(prompt, Mapped):
+            object.__setattr__(self, "prompt", replace(chosen, file=None))
 
     def __len__(self) -> int:
         return len(self.group)
