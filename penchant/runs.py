@@ -157,6 +157,8 @@ def train_run(
         rm.facts["synthesis"] |= order_facts(made, narrow[0], seed) if made is not None else {}
         metrics["synthesis"] = rm.facts["synthesis"]
     if "memory" in rm.facts:
+        if curve and len(train) > SAMPLE_PAIRS:
+            rm.facts["memory"]["says"] += f" The learning curve stops at {SAMPLE_PAIRS:,}."
         metrics["memory"] = rm.facts["memory"]
     metrics["data"] = {
         "train": {"name": names[0], **describe(train)},

@@ -89,8 +89,8 @@ def fit_streamed(
         v = problems.minimise(np.zeros_like(at.gradient), at, grid, out, CV_TOLERANCE, np.float32)
         best = int(np.argmin(at.left_out.reshape(folds, -1).sum(axis=0)))
         strength, v = strengths[best], v[:, best :: len(strengths)]
-        margins, v = problems.held_out(v), v.mean(axis=1, keepdims=True)
-        at = problems.terms(v, np.array([strength]), alone, np.float64)
+        margins, at = problems.held_out(v, np.array([strength]))
+        v = v.mean(axis=1, keepdims=True)
     else:
         if strength is None:
             warn_of_one_prompt()
@@ -130,29 +130,30 @@ class Problems:
             exact = np.subtract(chosen, rejected, dtype=np.float64)
             square += np.einsum("ij,ij->j", exact, exact)
             gram.add(rows, x)
-            self._add(terms, rows, x.astype(dtype, copy=False), zero, out)
+            self._add(terms, rows, x if dtype == np.float32 else exact, zero, out)
         check_differ(differ, n)
         self.scale = view_scale(square / n, self.pairs.recipe.width)
         self.preconditioner = gram.preconditioner(self.scale)
-        terms.gradient[:] /= self.scale[:, None]
-        return terms._replace(curvature=terms.curvature / n)
+        return self._penalised(terms, zero, strength)
 
     def terms(self, v: Array, strength: Array, out: Array, dtype: Any) -> Terms:
         """One pass. Products in `dtype`, sums over blocks in float64."""
         terms, weight = _no_terms(*v.shape), (v / self.scale[:, None]).astype(dtype)
         for rows, chosen, rejected in self._blocks():
             self._add(terms, rows, np.subtract(chosen, rejected, dtype=dtype), weight, out)
-        terms.gradient[:] = terms.gradient / self.scale[:, None] + strength * v
-        value = terms.value + strength / 2 * (v * v).sum(0)
-        return terms._replace(value=value, curvature=terms.curvature / len(self.pairs))
+        return self._penalised(terms, v, strength)
 
-    def held_out(self, v: Array) -> Array:
-        """One pass: score differences [n] of each pair by the column of v [d, folds] that left it out."""
-        margins, weight = np.empty(len(self.pairs)), v / self.scale[:, None]
+    def held_out(self, v: Array, strength: Array) -> tuple[Array, Terms]:
+        """One pass: score differences [n] of each pair by the column of v [d, folds] that left it out, and the terms
+        of one problem that leaves out none, at the columns' mean."""
+        mean = v.mean(axis=1, keepdims=True)
+        margins, weight, start = np.empty(len(self.pairs)), v / self.scale[:, None], mean / self.scale[:, None]
+        terms = _no_terms(len(v), 1)
         for rows, chosen, rejected in self._blocks():
-            s = np.subtract(chosen, rejected, dtype=np.float64) @ weight
-            margins[rows] = s[np.arange(len(s)), self.fold[rows]]
-        return margins
+            x = np.subtract(chosen, rejected, dtype=np.float64)
+            margins[rows] = (x @ weight)[np.arange(len(x)), self.fold[rows]]
+            self._add(terms, rows, x, start, np.array([-1]))
+        return margins, self._penalised(terms, mean, strength)
 
     def minimise(self, v: Array, at: Terms, strength: Array, out: Array, tolerance: float, dtype: Any) -> Array:
         """v [d, k] where every gradient's norm is at most tolerance times n, from a start v whose terms are `at`.
@@ -208,6 +209,12 @@ class Problems:
         terms.left_out[:] += (~use * value).sum(0)
         terms.gradient[:] += x.T @ (use * loss.slope(s)).astype(x.dtype)
         terms.curvature[:] += (use * loss.curvature(s)).sum(0)
+
+    def _penalised(self, sums: Terms, v: Array, strength: Array) -> Terms:
+        """The terms at v [d, k] from the sums over all pairs, whose gradients are in the latents' own units."""
+        gradient = sums.gradient / self.scale[:, None] + strength * v
+        value = sums.value + strength / 2 * (v * v).sum(0)
+        return Terms(value, gradient, sums.curvature / len(self.pairs), sums.left_out)
 
     def _blocks(self) -> Iterator[tuple[slice, Array, Array]]:
         return read_blocks(self.pairs.chosen, self.pairs.rejected)
