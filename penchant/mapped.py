@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -77,16 +76,19 @@ class Mapped:
 
     @classmethod
     def of(cls, latents: Any, width: int) -> Mapped | None:
-        """From a whole `np.memmap` float32 [n, d] of a named file, views of this width; None for anything else."""
-        whole = isinstance(getattr(latents, "base", None), mmap.mmap)  # a part of one has the whole as its base
-        if not (isinstance(latents, np.memmap) and whole and latents.filename):
+        """From an `np.memmap` float32 [n, d] of a named file, or a slice of its rows; None for anything else."""
+        whole = latents
+        while isinstance(getattr(whole, "base", None), np.ndarray):
+            whole = whole.base
+        named = isinstance(whole, np.memmap) and whole.filename and whole.mode != "c"  # "c" hides changes from the file
+        if not named or latents.dtype != np.float32 or latents.ndim != 2 or latents.shape[1] % width:
             return None
-        if latents.dtype != np.float32 or not latents.flags.c_contiguous or latents.shape[1] % width:
+        (n, d), (row, column) = latents.shape, latents.strides
+        if row < 4 * d or column != 4:
             return None
-        (n, d), path = latents.shape, Path(latents.filename)
-        views = tuple(range(d // width))
-        file = Descriptor(os.open(path, os.O_RDONLY))
-        return cls(file, range(n), views, width, latents.offset, 4 * d, 4 * width, memory_limit(), path.parent)
+        start = whole.offset + latents.ctypes.data - whole.ctypes.data
+        file, path = Descriptor(os.open(whole.filename, os.O_RDONLY)), Path(whole.filename)
+        return cls(file, range(n), tuple(range(d // width)), width, start, row, 4 * width, memory_limit(), path.parent)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -86,6 +86,20 @@ def test_blocks_of_any_size_are_the_whole_in_order(rows: int, tmp_path: Path, mo
     assert all(len(chosen) == block.stop - block.start for block, chosen, _ in blocks)
 
 
+def test_a_slice_of_a_memory_map_is_read_from_its_own_place(tmp_path: Path) -> None:
+    pairs = make_pairs()
+    whole = np.memmap(tmp_path / "all", np.float32, "w+", offset=12, shape=(2 * N + 3, WIDTH * len(VIEWS)))
+    whole[:] = 7
+    whole[3::2] = pairs.chosen
+    files = replace(pairs, chosen=whole[3:][::2])
+    assert np.array_equal(side(files.chosen).read(), pairs.chosen)
+    assert np.array_equal(side(files.take(np.array([N - 1, 4, 4])).chosen).read(), pairs.chosen[[N - 1, 4, 4]])
+    private = np.memmap(tmp_path / "all", np.float32, "c", offset=12, shape=whole.shape)
+    private[0] = 1
+    for plain in (private[:N], whole[:N].astype(np.float64), whole[N - 1 :: -1]):
+        assert not replace(pairs, chosen=plain).mapped
+
+
 def test_numpy_reads_them_up_to_the_limit_and_says_what_to_do_beyond(tmp_path: Path) -> None:
     pairs = make_pairs()
     files = memory_mapped(pairs, tmp_path)
