@@ -163,10 +163,11 @@ class Mapped:
         wanted = 4 * (len(out) - pitch + self.width)
         view, at = out.data.cast("B")[:wanted], start + first * self.row_stride
         while view:
-            got = os.preadv(self.file.number, [view], at)
-            if not got:
+            found = os.pread(self.file.number, len(view), at)
+            if not found:
                 raise InputError(f"a file of latents ends {len(view)} bytes too early; make it again")
-            view, at = view[got:], at + got
+            view[: len(found)] = found
+            view, at = view[len(found) :], at + len(found)
         return out.reshape(-1, pitch)[:, : self.width]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
