@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +18,11 @@ from penchant.backbone import Backbone
 from penchant.chat import Text, Tokens
 from penchant.errors import InputError
 from penchant.latents import LatentPairs, Recipe, own_view
+from penchant.mapped import row_blocks
 from penchant.packing import Batch, Keys, Span, pack, packed_spans, padded_spans, stack_keys
 from penchant.pairs import prompt_groups
+from penchant.spooled import Spool, no_prompts
+from penchant.store_shard import KEY_BYTES
 from penchant.transfers import fetch, to_device
 from penchant.workers import run_batches
 
@@ -138,27 +141,40 @@ def encode_pairs(
     token_budget: int = TOKEN_BUDGET,
     show_progress: bool = True,
     label: str = "encode",
+    spool: Spool | None = None,
 ) -> LatentPairs:
     """Latents of all pairs, float32 [n, width * len(views)] for chosen, rejected and prompt.
 
-    `meta` of the result holds the `Cost`. Raises InputError for a view the backbone has not, and for a row the chat
-    template refuses.
+    Beyond the limit of `spool` they are gathered block by block into its files, prompts left out; without a spool all
+    are in memory. `meta` of the result holds the `Cost`. Raises InputError for a view the backbone has not, and for a
+    row the chat template refuses; PenchantError, before the first forward pass, if the disk has no room for the files.
     """
     recipe = backbone.recipe(views)
     store = store if store is not None else MemoryStore()
+    spool = spool if spool is not None and spool.wanted(len(pairs), recipe) else None
+    if spool is not None:
+        spool.check_room(len(pairs), recipe)
     keys, cost = fill(
         backbone, recipe, pairs, store, token_budget=token_budget, show_progress=show_progress, label=label
     )
     optional = {name: _column(pairs, name) for name in ("margin", "user_id", "source") if name in pairs.column_names}
-    return LatentPairs(
-        chosen=read_latents(store, recipe, keys["chosen"], keys["prompt"]),
-        rejected=read_latents(store, recipe, keys["rejected"], keys["prompt"]),
-        prompt=read_latents(store, recipe, keys["prompt"], keys["prompt"]),
-        recipe=recipe,
-        group=prompt_groups(pairs),
-        meta=cost.to_dict(),
-        **optional,
-    )
+    columns: dict[str, Any] = {"group": prompt_groups(pairs), **optional}
+    if spool is not None:
+        return replace(gather(store, recipe, keys, spool), meta=cost.to_dict(), **columns)
+    sides = {name: read_latents(store, recipe, own, keys["prompt"]) for name, own in keys.items()}
+    return LatentPairs(**sides, recipe=recipe, meta=cost.to_dict(), **columns)
+
+
+def gather(store: LatentStore, recipe: Recipe, keys: dict[str, Keys], spool: Spool) -> LatentPairs:
+    """The pairs of these keys [n, 16] of each side in the spool's files, read from the store block by block."""
+    n = len(keys["prompt"])
+
+    def block(rows: slice) -> LatentPairs:
+        asked, size = keys["prompt"][rows], rows.stop - rows.start
+        chosen, rejected = (read_latents(store, recipe, keys[side][rows], asked) for side in ("chosen", "rejected"))
+        return LatentPairs(chosen, rejected, no_prompts(size, recipe, spool), recipe, np.zeros(size, np.int64))
+
+    return spool.write(map(block, row_blocks(n, recipe.dim)), n, recipe)
 
 
 def fill(
@@ -176,7 +192,7 @@ def fill(
     A pair's prompt is that of the side of which truncation left more of it.
     """
     recipe, cost = recipe.stored, Cost()
-    found: dict[str, list[bytes]] = {"chosen": [], "rejected": [], "prompt": []}
+    found = {name: np.empty((len(pairs), KEY_BYTES), np.uint8) for name in ("chosen", "rejected", "prompt")}
     with tqdm(total=0, unit="tok", unit_scale=True, desc=label, disable=not show_progress, leave=False) as bar:
         for first in range(0, len(pairs), CHUNK):
             chunk = pairs[first : first + CHUNK]
@@ -185,12 +201,13 @@ def fill(
             bar.refresh()
             encode(backbone, recipe, tokens, store, token_budget=token_budget, cost=cost, progress=bar)
             half = len(tokens) // 2
-            found["chosen"] += [item.key for item in tokens[:half]]
-            found["rejected"] += [item.key for item in tokens[half:]]
+            rows = slice(first, first + half)
+            found["chosen"][rows] = stack_keys(item.key for item in tokens[:half])
+            found["rejected"][rows] = stack_keys(item.key for item in tokens[half:])
             sides = zip(tokens[:half], tokens[half:], strict=True)
-            found["prompt"] += [min(pair, key=lambda item: item.cut).prompt_key for pair in sides]
+            found["prompt"][rows] = stack_keys(min(pair, key=lambda item: item.cut).prompt_key for pair in sides)
             store.compact()
-    return {name: stack_keys(keys) for name, keys in found.items()}, cost
+    return found, cost
 
 
 def tokenize_pairs(

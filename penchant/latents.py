@@ -6,16 +6,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penchant.errors import InputError, RecipeMismatch
+from penchant.mapped import Mapped, read, too_large
 
 Array = NDArray[Any]
 POOLINGS = ("last", "mean")
 PROMPT, PROMPT_LAST = "prompt", "prompt_last"
+SAMPLE_PAIRS = 5000
+"""Of pairs in files, how many are read where not all can be: for choices and learning curves."""
 OF_PROMPT = {PROMPT: "mean", PROMPT_LAST: "last"}
 """Poolings of views that are the same for every response to a prompt, and which of its own poolings each is."""
 
@@ -109,7 +112,12 @@ def own_view(view: str) -> str:
 
 @dataclass(frozen=True)
 class LatentPairs:
-    """n preference pairs as vectors, all float32 [n, d] with d = recipe.dim."""
+    """n preference pairs as vectors, all float32 [n, d] with d = recipe.dim.
+
+    Memory-mapped arrays (`np.memmap`) become `Mapped`: `take` and `select` read nothing of them, and what learns from
+    the pairs reads them block by block or, where it cannot, refuses what does not fit into memory. The prompts' own
+    latents, which no head reads, are kept beside them only if they are memory-mapped too.
+    """
 
     chosen: Array
     rejected: Array
@@ -126,12 +134,53 @@ class LatentPairs:
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected", "prompt"):
+            mapped = Mapped.of(getattr(self, name), self.recipe.width)
+            if mapped is not None:
+                object.__setattr__(self, name, mapped)  # frozen for everybody else
             shape = getattr(self, name).shape
             if shape != (len(self.group), self.recipe.dim):
                 raise RecipeMismatch(f"{name} is {shape}, the recipe wants ({len(self.group)}, {self.recipe.dim})")
+        chosen, prompt = cast(Any, self.chosen), cast(Any, self.prompt)
+        if isinstance(chosen, Mapped) and not isinstance(prompt, Mapped):
+            object.__setattr__(self, "prompt", replace(chosen, file=None))
 
     def __len__(self) -> int:
         return len(self.group)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the latents lie in files."""
+        return isinstance(self.chosen, Mapped)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the chosen and the rejected latents."""
+        return 8 * len(self) * self.recipe.dim
+
+    def loaded(self) -> LatentPairs:
+        """The same pairs in memory, whatever they take; prompts that were not kept are NaN."""
+        if not self.mapped:
+            return self
+        prompt: Array | Mapped = self.prompt
+        if isinstance(prompt, Mapped):
+            gone = np.broadcast_to(np.float32(np.nan), prompt.shape)
+            prompt = gone if prompt.file is None else prompt.read()
+        return replace(self, chosen=read(self.chosen), rejected=read(self.rejected), prompt=prompt)
+
+    def in_memory(self) -> LatentPairs:
+        """`loaded`, for what reads all latents at once; InputError where they take more than may be in memory."""
+        chosen = cast(Any, self.chosen)
+        if isinstance(chosen, Mapped) and self.nbytes > chosen.limit:
+            raise InputError(too_large(len(self), self.nbytes, chosen.limit))
+        return self.loaded()
+
+    def sample(self, most: int, random_state: int = 0) -> LatentPairs:
+        """At most so many of the pairs, of whole prompts (but the last) picked at random, in their order; loaded."""
+        if len(self) <= most:
+            return self.loaded()
+        prompts, member = np.unique(self.group, return_inverse=True)
+        place = np.random.default_rng(random_state).permutation(len(prompts))[member]
+        return self.take(np.sort(np.argsort(place, kind="stable")[:most])).loaded()
 
     @staticmethod
     def concatenate(parts: Sequence[LatentPairs]) -> LatentPairs:

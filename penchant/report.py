@@ -20,6 +20,7 @@ metrics.json, where FIGURE is {value, low, high, n}:
     learning_curve  [FIGURE and seeds]
     cost            {tokens, unique_tokens, cached_sequences, encoded_sequences, truncated, encode_seconds,
                     tokens_per_second, fit_seconds, total_seconds, peak_memory_mb}
+    memory          {pairs, bytes, chosen_on, says}; only where training pairs were read from files
 """
 
 from __future__ import annotations
@@ -193,7 +194,8 @@ def cost(metrics: Metrics) -> Section | None:
             ("Peak memory", f"{count(memory)} MB" if finite(memory) else ""),
         ]
     )
-    return section("cost", "Cost", "What this run took.", data=listed)
+    says = f"What this run took. {escape(part(metrics, 'memory').get('says', ''))}".strip()
+    return section("cost", "Cost", says, data=listed)
 
 
 def versions(metrics: Metrics) -> str:

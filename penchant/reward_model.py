@@ -22,12 +22,14 @@ from penchant.encode import TOKEN_BUDGET, LatentStore, MemoryStore, encode_pairs
 from penchant.errors import InputError, RecipeMismatch
 from penchant.evaluate import fit_temperature
 from penchant.heads import AutoHead, CodedHead, Head, PCAHead, SAELinearHead, load_head
+from penchant.heads.base import check_memory
 from penchant.hub import named, pinned
 from penchant.latents import Array, LatentPairs, Recipe
 from penchant.model_card import model_card
 from penchant.pairs import load_pairs
 from penchant.responses import load_responses
 from penchant.saved import read_json
+from penchant.spooled import Spool
 from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
@@ -80,6 +82,7 @@ class RewardModel:
         synthesis: str | Synthesizer | None = None,
         factor: int = 8,
         unlabelled: str | Path | list[dict[str, Any]] | None = None,
+        memory_gb: float | None = None,
         show_progress: bool = True,
     ) -> RewardModel:
         """Encode the pairs (each text once, ever: latents are cached) and fit a head.
@@ -95,6 +98,8 @@ class RewardModel:
             synthesis, factor: as in `fit`.
             unlabelled: responses that nobody judged, rows {"prompt", "response"} or a JSON lines file of them, for the
                 synthesizer and for heads that learn from them (auto, context).
+            memory_gb: gigabytes of latents in memory at most, by default a quarter of the machine's; pairs that take
+                more are read from files beside the cache, which the linear, mlp and auto heads can do.
 
         Raises:
             InputError: pairs, views, backbone or unlabelled are not usable; the sentence names the row.
@@ -108,8 +113,9 @@ class RewardModel:
         head = head or AutoHead()
         backbone = model if isinstance(model, Backbone) else Backbone.load(model, dtype=dtype, max_length=max_length)
         chosen_views = tuple(views) if views else head.default_views(backbone)
-        recipe = backbone.recipe(chosen_views)
+        recipe, spool = backbone.recipe(chosen_views), Spool.beside(cache, memory_gb)
         head.check_encoding(backbone, recipe, len(data))
+        check_memory(head, recipe, len(data), spool.limit)
         store = open_store(cache, recipe)
         latents = encode_pairs(
             backbone,
@@ -119,6 +125,7 @@ class RewardModel:
             token_budget=token_budget,
             show_progress=show_progress,
             label="encode training pairs",
+            spool=spool,
         )
         plain = None
         if others is not None:
@@ -156,6 +163,8 @@ class RewardModel:
         temperature = fit_temperature(found.margins) if found.margins is not None else 1.0
         facts: dict[str, Any] = {"cost": {**latents.meta, "fit_seconds": time.perf_counter() - start}}
         facts["head"] = found.head_facts()
+        if latents.mapped:
+            facts["memory"] = memory_facts(latents, found.chosen_on)
         if found.facts:
             facts["synthesis"] = found.facts
         if backbone is not None:
@@ -332,6 +341,14 @@ class RewardModel:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload reward model"))
+
+
+def memory_facts(latents: LatentPairs, chosen_on: int | None) -> dict[str, Any]:
+    """Of pairs in files: how large they are, on how many of them views and kind of head were chosen, and a sentence."""
+    says = f"The latents of {len(latents):,} training pairs, {latents.nbytes / 1e9:.3g} GB, were read from files."
+    if chosen_on is not None:
+        says += f" Views and kind of head were chosen on {chosen_on:,} of the pairs."
+    return {"pairs": len(latents), "bytes": latents.nbytes, "chosen_on": chosen_on, "says": says}
 
 
 def backbone_facts(backbone: Backbone) -> dict[str, Any]:

@@ -23,11 +23,13 @@ from penchant.encode import TOKEN_BUDGET, Cost, encode_pairs, encode_texts
 from penchant.errors import InputError
 from penchant.evaluate import Gold, evaluate_scores, learning_curve
 from penchant.heads import AutoHead, CommitteeHead, Head
-from penchant.latents import LatentPairs
+from penchant.heads.base import check_memory, score_rows
+from penchant.latents import SAMPLE_PAIRS, LatentPairs
 from penchant.pairs import describe
 from penchant.report import write_report
 from penchant.responses import Responses
 from penchant.reward_model import RewardModel, backbone_facts
+from penchant.spooled import Spool
 from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
@@ -109,24 +111,34 @@ def train_run(
     synthesis: str | Synthesizer | None = None,
     factor: int = 8,
     unlabelled: Responses | None = None,
+    memory_gb: float | None = None,
     show_progress: bool = True,
 ) -> tuple[RewardModel, dict[str, Any]]:
     """Train on one set of pairs, evaluate on another; returns the model and its metrics.
 
-    The backbone is cut above the highest layer of `views`. synthesis, factor and unlabelled are as in
-    `RewardModel.train`.
+    The backbone is cut above the highest layer of `views`. synthesis, factor, unlabelled and memory_gb are as in
+    `RewardModel.train`; of training pairs in files the learning curve stops at the largest size that 5,000 pairs give.
     """
     head = head or AutoHead()
     views = views or head.default_views(backbone)
     recipe = backbone.recipe(views)
     golden = gold_of(test, gold)
     head.check_encoding(backbone, recipe, len(train))
+    spool = Spool.beside(cache, memory_gb)
+    check_memory(head, recipe, len(train), spool.limit)
     backbone.cut(max(recipe.layers))
     store = open_store(cache, recipe)
 
     def encoded(pairs: Dataset, label: str) -> LatentPairs:
         return encode_pairs(
-            backbone, pairs, views, store, token_budget=token_budget, show_progress=show_progress, label=label
+            backbone,
+            pairs,
+            views,
+            store,
+            token_budget=token_budget,
+            show_progress=show_progress,
+            label=label,
+            spool=spool,
         )
 
     wide = encoded(train, "encode training pairs"), encoded(test, "encode test pairs")
@@ -144,6 +156,10 @@ def train_run(
         made = rm.augmented.synthesizer_ if rm.augmented is not None else None
         rm.facts["synthesis"] |= order_facts(made, narrow[0], seed) if made is not None else {}
         metrics["synthesis"] = rm.facts["synthesis"]
+    if "memory" in rm.facts:
+        if curve and len(train) > SAMPLE_PAIRS:
+            rm.facts["memory"]["says"] += f" The learning curve stops at {SAMPLE_PAIRS:,}."
+        metrics["memory"] = rm.facts["memory"]
     metrics["data"] = {
         "train": {"name": names[0], **describe(train)},
         "test": {"name": names[1], **describe(test)},
@@ -167,7 +183,7 @@ def evaluation(
     seed: int = 0,
 ) -> dict[str, Any]:
     """What metrics.json says of a model on test pairs whose latents have the model's own views."""
-    chosen, rejected = rm.head.score(latents.chosen), rm.head.score(latents.rejected)
+    chosen, rejected = score_rows(rm.head, latents.chosen), score_rows(rm.head, latents.rejected)
     scores = evaluate_scores(test, chosen, rejected, train=train, temperature=rm.temperature, gold=gold, seed=seed)
     return {**scores, "recipe": rm.recipe.to_dict(), "backbone": backbone_facts(rm.backbone), "seed": seed}
 
@@ -187,7 +203,13 @@ def evaluate_run(
     golden = gold_of(test, gold)
     store = open_store(cache, rm.recipe)
     latents = encode_pairs(
-        rm.backbone, test, rm.recipe.views, store, token_budget=token_budget, show_progress=show_progress
+        rm.backbone,
+        test,
+        rm.recipe.views,
+        store,
+        token_budget=token_budget,
+        show_progress=show_progress,
+        spool=Spool.beside(cache),
     )
     metrics = evaluation(rm, test, latents, gold=golden, seed=seed)
     return metrics | {
@@ -218,6 +240,8 @@ def summary(metrics: dict[str, Any]) -> str:
         lines.append(f"fitted the head in {cost['fit_seconds']:.1f} s")
     if cost.get("truncated"):
         lines.append(f"{cost['truncated']:,} of {cost['sequences']:,} sequences were cut at the start (max_length)")
+    if metrics.get("memory"):
+        lines.append(f"memory: {metrics['memory']['says']}")
     if metrics.get("synthesis"):
         lines.append(f"synthesis: {metrics['synthesis']['says']}")
     return "\n".join(lines)
@@ -228,13 +252,14 @@ def _curve(
 ) -> list[dict[str, Any]]:
     """The learning curve of this kind of head (of a committee: of one member), its synthesizer fitted anew at every
     point."""
-    sizes, seeds = [size for size in CURVE_SIZES if size < len(train)] + [len(train)], CURVE_SEEDS
+    most = min(len(train), SAMPLE_PAIRS) if train.mapped else len(train)
+    sizes, seeds = [size for size in CURVE_SIZES if size < most] + [most], CURVE_SEEDS
     if rm.augmented is None:
         head = rm.head.head if isinstance(rm.head, CommitteeHead) else rm.head
         alone = Augmented(head, None, 1, unlabelled)
         return learning_curve(alone.seeded, train, test, sizes, range(seeds))
-    most, seeds = SYNTHESIS_CURVE
-    return learning_curve(rm.augmented.seeded, train, test, sizes[-most:], range(seeds))
+    points, seeds = SYNTHESIS_CURVE
+    return learning_curve(rm.augmented.seeded, train, test, sizes[-points:], range(seeds))
 
 
 def _summed(*parts: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def train(
     dtype: str = "auto",
     max_length: int = 2048,
     token_budget: int = TOKEN_BUDGET,
+    memory_gb: float | None = None,
     synthesis: Literal["none", "auto", "lens", "noise", "gaussian", "cross", "pca"] = "none",
     factor: int = 8,
     unlabelled: str | None = None,
@@ -85,6 +86,8 @@ def train(
         dtype: auto, float32 or bfloat16.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
         token_budget: tokens run at once; bounds memory.
+        memory_gb: gigabytes of latents in memory at most; training pairs that take more are read from files beside the
+            cache, which the linear, mlp and auto heads can do. A quarter of the machine's memory by default.
         synthesis: add synthetic pairs of this kind; auto keeps a kind only if it clearly helps on held-out real pairs.
         factor: pairs for each real one, itself included.
         unlabelled: JSON lines file with a prompt and a response a line that nobody judged, for the synthesizer and for
@@ -121,6 +124,7 @@ def train(
         synthesis=synthesis,
         factor=factor,
         unlabelled=others,
+        memory_gb=memory_gb,
     )
     rm.save_pretrained(run.folder / "model")
     report = run.finish({"title": f"Reward model from {data}", **metrics})

@@ -9,6 +9,7 @@ import numpy as np
 
 from penchant.errors import InputError
 from penchant.evaluate.accuracy import DRAWS, LEVEL, Interval, correctness, group_sums, prompt_weights
+from penchant.heads.base import score_rows
 from penchant.latents import Array, LatentPairs
 
 
@@ -68,8 +69,8 @@ def learning_curve(
         correct = []
         for seed, order in orders.items():
             head = make_head(seed)
-            head.fit(train.take(order[:size]))
-            correct.append(correctness(head.score(test.chosen), head.score(test.rejected)))
+            head.fit(train.take(order[:size]).loaded())
+            correct.append(correctness(score_rows(head, test.chosen), score_rows(head, test.rejected)))
         interval = seeds_and_prompts_interval(np.stack(correct), test.group, draws)
         points.append(
             {"n": size, "value": interval.value, "low": interval.low, "high": interval.high, "seeds": len(seeds)}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import clone
 from typing_extensions import Self
 
 from penchant.errors import InputError
@@ -14,7 +15,7 @@ from penchant.heads.base import Head, check_latents, check_pairs, head_of, pair_
 from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
 from penchant.heads.mlp import MLPHead
-from penchant.latents import LatentPairs, Recipe
+from penchant.latents import SAMPLE_PAIRS, LatentPairs, Recipe
 
 Array = NDArray[Any]
 Views = tuple[str, ...]
@@ -60,6 +61,9 @@ class AutoHead(Head, kind="auto"):
     with the lowest out-of-fold loss is taken if it beats the default by 1.5 standard errors (paired over pairs).
     Taking the lowest loss outright follows noise at a few hundred pairs.
 
+    Where the latents lie in files, views and kind of head are chosen on 5,000 pairs at most, of random prompts, and the
+    head chosen is then fitted on all of them, with the strength that their own cross-validation picks.
+
     Args:
         folds: parts of the cross-validation.
         random_state: which prompts share a fold, and the MLP's seed.
@@ -71,10 +75,12 @@ class AutoHead(Head, kind="auto"):
         cv_accuracy_: the chosen candidate's out-of-fold accuracy, or None with one prompt only. As one of several it
             can be a little too high; judge the head on other pairs.
         cv_margins_: the chosen candidate's out-of-fold score differences [n], or None; not saved.
+        chosen_on_: the pairs on which the choice was made; not saved.
     """
 
     tensors = ("head_",)
     facts = ("views_", "recipe_", "tried_", "cv_accuracy_")
+    streams = True
     takes_unlabelled = True
 
     views_: Views
@@ -83,6 +89,7 @@ class AutoHead(Head, kind="auto"):
     tried_: list[dict[str, Any]]
     cv_accuracy_: float | None
     cv_margins_: Array | None
+    chosen_on_: int
 
     def __init__(self, folds: int = 5, random_state: int = 0) -> None:
         self.folds = folds
@@ -93,8 +100,21 @@ class AutoHead(Head, kind="auto"):
 
         Raises InputError for fewer than 2 pairs, NaN or inf, or only equal latents.
         """
+        if not pairs.mapped:
+            return self._choose(pairs, unlabelled)
+        some = pairs.sample(SAMPLE_PAIRS, self.random_state)
+        self._choose(some, unlabelled)
+        if len(some) < len(pairs):  # so no context head, which takes fewer than a sample
+            head: Any = clone(self.head_)
+            self.head_ = head.fit(pairs.select(self.views_))
+            self.cv_margins_ = head.cv_margins_
+            self.cv_accuracy_ = None if head.cv_margins_ is None else pair_accuracy(head.cv_margins_)
+        return self
+
+    def _choose(self, pairs: LatentPairs, unlabelled: Array | None) -> Self:
+        """`fit` on pairs in memory."""
         check_pairs(pairs)
-        self.recipe_ = pairs.recipe
+        self.recipe_, self.chosen_on_ = pairs.recipe, len(pairs)
         fold = prompt_folds(pairs.group, self.folds, self.random_state)
         if fold.max() == 0:
             self._fit_without_choice(pairs)

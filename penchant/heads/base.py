@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from typing_extensions import Self
 
 from penchant.errors import InputError, RecipeMismatch
 from penchant.latents import LatentPairs, Recipe
+from penchant.mapped import Mapped, read_blocks, row_blocks, too_large
 from penchant.saved import read_arrays, read_json
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ Array = NDArray[Any]
 
 HEADS: dict[str, type[Head]] = {}
 """Every head by the name that its config.json carries."""
+
+
+class Scores(Protocol):
+    def score(self, latents: Array) -> Array: ...
 
 
 class Head(ABC):
@@ -36,6 +42,8 @@ class Head(ABC):
     name: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]]
     facts: ClassVar[tuple[str, ...]]
+    streams: bool = False
+    """Whether `fit` reads pairs in files block by block; otherwise they must fit into memory."""
     takes_unlabelled: bool = False
     """Whether `fit` has a second argument, latents [m, d] of responses that nobody judged."""
 
@@ -143,10 +151,34 @@ def check_pairs(pairs: LatentPairs) -> None:
     """Refuse what no head can learn from: fewer than two pairs, NaN or inf, or no pair whose two latents differ."""
     if len(pairs) < 2:
         raise InputError(f"a head needs at least 2 pairs, got {len(pairs)}; give more pairs")
-    for name in ("chosen", "rejected"):
-        check_finite(getattr(pairs, name), f"{name} latent of pair")
-    if np.array_equal(pairs.chosen, pairs.rejected):
-        raise InputError(f"chosen and rejected have equal latents in all {len(pairs)} pairs; check the two columns")
+    check_differ([check_block(*block) for block in read_blocks(pairs.chosen, pairs.rejected)], len(pairs))
+
+
+def check_block(rows: slice, chosen: Array, rejected: Array) -> bool:
+    """Refuse NaN and inf in these rows' latents [b, d]; whether the sides differ."""
+    check_finite(chosen, "chosen latent of pair", rows.start)
+    check_finite(rejected, "rejected latent of pair", rows.start)
+    return not np.array_equal(chosen, rejected)
+
+
+def check_differ(found: Sequence[bool], pairs: int) -> None:
+    if not any(found):
+        raise InputError(f"chosen and rejected have equal latents in all {pairs} pairs; check the two columns")
+
+
+def check_memory(head: Head, recipe: Recipe, pairs: int, limit: int) -> None:
+    """Raise InputError, before the LLM runs, for pairs that do not fit into memory and a head that needs them there."""
+    size = 8 * pairs * recipe.dim
+    if size > limit and not head.streams:
+        raise InputError(too_large(pairs, size, limit))
+
+
+def score_rows(head: Scores, latents: Array) -> Array:
+    """Float32 scores [n] of latents [n, d], block by block where they lie in a file."""
+    whole: Any = latents
+    if not isinstance(whole, Mapped):
+        return head.score(latents)
+    return np.concatenate([head.score(whole[block].read()) for block in row_blocks(*whole.shape)])
 
 
 def check_latents(latents: Array, width: int) -> Array:
@@ -160,10 +192,10 @@ def check_latents(latents: Array, width: int) -> Array:
     return latents
 
 
-def check_finite(latents: Array, what: str) -> None:
+def check_finite(latents: Array, what: str, first_row: int = 0) -> None:
     bad = ~np.isfinite(latents).all(axis=1)
     if bad.any():
-        raise InputError(f"the {what} {int(bad.argmax())} holds NaN or inf; encode it again or drop it")
+        raise InputError(f"the {what} {first_row + int(bad.argmax())} holds NaN or inf; encode it again or drop it")
 
 
 def prompt_folds(group: Array, folds: int, random_state: int) -> Array:

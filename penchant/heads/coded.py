@@ -113,6 +113,7 @@ class CodedHead(Head, kind="coded"):
         recipe = pairs.recipe
         if not (recipe.prompt_views and recipe.response_views):
             raise InputError(_views_wanted(recipe))
+        pairs = pairs.in_memory()
         check_pairs(pairs)
         if len(pairs) > MOST_PAIRS:
             raise InputError(_too_many(len(pairs)))

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from typing_extensions import Self
 
 from penchant.errors import InputError
-from penchant.heads.base import Head, check_pairs, head_of, pair_accuracy
+from penchant.heads.base import Head, check_pairs, head_of, pair_accuracy, score_rows
 from penchant.latents import LatentPairs, Recipe
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class CommitteeHead(Head, kind="committee"):
         self.head = head
         self.members = members
         self.random_state = random_state
-        self.takes_unlabelled = head.takes_unlabelled
+        self.takes_unlabelled, self.streams = head.takes_unlabelled, head.streams
 
     def fit(self, pairs: LatentPairs, unlabelled: Array | None = None) -> Self:
         """Learn from n pairs; `unlabelled` latents [m, d] serve every member that takes them.
@@ -68,18 +68,18 @@ class CommitteeHead(Head, kind="committee"):
         rng = np.random.default_rng(self.random_state)
         others = () if unlabelled is None or not self.takes_unlabelled else (unlabelled,)
         self.members_, self.scales_ = [], []
-        margins, drawn = np.empty((self.members, len(pairs))), np.zeros((self.members, len(pairs)), bool)
+        margins, judges = np.zeros(len(pairs)), np.zeros(len(pairs), int)
         for b in range(self.members):
             member, rows = self._fresh(b), bootstrap(pairs.group, rng)
             learn: Any = member.fit
-            learn(pairs.take(rows), *others)
-            margins[b] = member.score(pairs.chosen).astype(np.float64) - member.score(pairs.rejected)
-            size = float(np.sqrt(np.square(margins[b]).mean()))
+            learn(pairs.take(np.sort(rows) if pairs.mapped else rows), *others)  # files are read in their order
+            own = score_rows(member, pairs.chosen).astype(np.float64) - score_rows(member, pairs.rejected)
+            size = float(np.sqrt(np.square(own).mean()))
             self.members_.append(member)
             self.scales_.append(size if size > 0 else 1.0)
-            drawn[b] = np.isin(pairs.group, pairs.group[rows])
-        judges = (~drawn).sum(axis=0)
-        margins = np.where(drawn, 0.0, margins / np.array(self.scales_)[:, None]).sum(axis=0)
+            unseen = ~np.isin(pairs.group, pairs.group[rows])
+            margins += np.where(unseen, own / self.scales_[-1], 0.0)
+            judges += unseen
         found = judges > 0
         self.cv_margins_ = margins[found] / judges[found] if found.any() else None
         self.cv_accuracy_ = None if self.cv_margins_ is None else pair_accuracy(self.cv_margins_)

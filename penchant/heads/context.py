@@ -91,6 +91,7 @@ class ContextHead(Head, kind="context"):
         NaN or inf, or arguments out of range.
         """
         self.check_arguments()
+        pairs = pairs.in_memory()
         check_pairs(pairs)
         recipe = pairs.recipe
         if not (recipe.prompt_views and recipe.response_views):

@@ -166,6 +166,7 @@ class LinearHead(Head, kind="linear"):
 
     tensors = ("weight_",)
     facts = ("strength_", "cv_accuracy_")
+    streams = True
 
     weight_: Array
     strength_: float
@@ -191,6 +192,8 @@ class LinearHead(Head, kind="linear"):
     def fit(self, pairs: LatentPairs) -> Self:
         """Raises InputError for fewer than 2 pairs, NaN or inf, only equal latents, or arguments out of range."""
         self.check_arguments()
+        if pairs.mapped:
+            return self._fit_streamed(pairs)
         check_pairs(pairs)
         loss = BradleyTerryLoss(self._margins(pairs), self.label_smoothing)
         difference = pairs.chosen.astype(np.float64) - pairs.rejected
@@ -205,6 +208,16 @@ class LinearHead(Head, kind="linear"):
         everything = np.ones((len(pairs), 1))
         v = solve(spectrum, loss, everything, np.array([self.strength_]), TOLERANCE)[:, 0]
         self.weight_ = spectrum.axes @ v / scale
+        return self
+
+    def _fit_streamed(self, pairs: LatentPairs) -> Self:
+        """`fit` on pairs in files: the same numbers up to rounding."""
+        from penchant.heads.streamed import fit_streamed  # which stands on this file
+
+        fold = prompt_folds(pairs.group, self.folds, self.random_state)
+        found = fit_streamed(pairs, self._margins(pairs), self.label_smoothing, fold, self.strengths, self.strength)
+        self.weight_, self.strength_, self.cv_margins_ = found.weight, found.strength, found.margins
+        self.cv_accuracy_ = None if found.margins is None else pair_accuracy(found.margins)
         return self
 
     def score(self, latents: Array) -> Array:
@@ -242,7 +255,12 @@ def column_scale(difference: Array, width: int) -> Array:
 
     One number a view keeps the directions in which a backbone's latents vary most, and yet no layer drowns another.
     """
-    square = np.square(difference).mean(axis=0).reshape(-1, width).mean(axis=1)
+    return view_scale(np.square(difference).mean(axis=0), width)
+
+
+def view_scale(square: Array, width: int) -> Array:
+    """`column_scale` from the columns' mean squares [d]."""
+    square = square.reshape(-1, width).mean(axis=1)
     views = np.count_nonzero(square)
     return np.repeat(np.sqrt(np.where(square > 0, square, 1.0) * width * views), width)
 
@@ -256,15 +274,19 @@ def pick_strength(
     prompt gives, a warning and (DEFAULT_STRENGTH, None, None).
     """
     if fold.max() == 0:
-        warnings.warn(
-            f"all pairs share one prompt, so no strength can be cross-validated; using {DEFAULT_STRENGTH}",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn_of_one_prompt()
         return DEFAULT_STRENGTH, None, None
     margins = cross_validate(spectrum, loss, fold, np.array(strengths), weight)
     best = int(np.argmin(np.average(loss.value(margins), 0, weight)))
     return strengths[best], pair_accuracy(margins[:, best]), margins[:, best]
+
+
+def warn_of_one_prompt() -> None:
+    warnings.warn(
+        f"all pairs share one prompt, so no strength can be cross-validated; using {DEFAULT_STRENGTH}",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def cross_validate(

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from penchant.errors import InputError
 from penchant.heads.base import Head, check_latents, check_pairs, pair_accuracy, prompt_folds
 from penchant.latents import LatentPairs
+from penchant.mapped import read, row_blocks
 
 Array = NDArray[Any]
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -51,6 +52,7 @@ class MLPHead(Head, kind="mlp"):
 
     tensors = ("hidden_weight_", "hidden_bias_", "output_weight_", "center_", "scale_")
     facts = ("validation_accuracy_", "epochs_")
+    streams = True
 
     hidden_weight_: Array
     hidden_bias_: Array
@@ -89,11 +91,10 @@ class MLPHead(Head, kind="mlp"):
         """Raises InputError for fewer than 2 pairs, NaN or inf, only equal latents, or arguments out of range."""
         self.check_arguments()
         check_pairs(pairs)
-        self.standardise_by(np.concatenate([pairs.chosen, pairs.rejected]))
         fold = prompt_folds(pairs.group, 5, self.random_state)
         held_out = fold == fold.max() if fold.max() > 0 else np.zeros(len(pairs), dtype=bool)
-        sides = self.sides(pairs.chosen, pairs.rejected)
-        weights, self.epochs_, margins = self._train(sides[:, ~held_out], sides[:, held_out])
+        train, rest = self._both_sides(pairs, ~held_out, held_out)
+        weights, self.epochs_, margins = self._train(train, rest)
         self.keep(weights)
         self.cv_margins_ = margins.numpy() if held_out.any() else None
         self.validation_accuracy_ = pair_accuracy(margins.numpy()) if held_out.any() else None
@@ -103,8 +104,7 @@ class MLPHead(Head, kind="mlp"):
         """Fit on all pairs for exactly this many epochs, with nothing held out."""
         self.check_arguments()
         check_pairs(pairs)
-        self.standardise_by(np.concatenate([pairs.chosen, pairs.rejected]))
-        training = self.training(self.sides(pairs.chosen, pairs.rejected))
+        training = self.training(*self._both_sides(pairs, np.ones(len(pairs), dtype=bool)))
         self.keep(next(islice(training, epochs - 1, None)))
         self.epochs_, self.cv_margins_, self.validation_accuracy_ = epochs, None, None
         return self
@@ -150,6 +150,16 @@ class MLPHead(Head, kind="mlp"):
         """Make them this head's own."""
         self.hidden_weight_, self.hidden_bias_, self.output_weight_ = (w.detach().numpy().copy() for w in weights)
 
+    def _both_sides(self, pairs: LatentPairs, *parts: Array) -> list[Sides]:
+        """Both sides of the pairs in each part, standardised by all of them."""
+        if pairs.mapped:
+            sides = FileSides(self, pairs)
+            self.center_, self.scale_ = sides.moments()
+            return [sides.part(part) for part in parts]
+        self.standardise_by(np.concatenate([pairs.chosen, pairs.rejected]))
+        both = self.sides(pairs.chosen, pairs.rejected)
+        return [both[:, part] for part in parts]
+
     def _standardise(self, latents: Array) -> Array:
         return ((latents - self.center_) / self.scale_).astype(np.float32)
 
@@ -158,7 +168,7 @@ class MLPHead(Head, kind="mlp"):
         hidden, bias, output = (self.hidden_weight_, self.hidden_bias_, self.output_weight_)
         return torch.from_numpy(hidden).double(), torch.from_numpy(bias).double(), torch.from_numpy(output).double()
 
-    def _train(self, train: torch.Tensor, held_out: torch.Tensor) -> tuple[Weights, int, torch.Tensor]:
+    def _train(self, train: Sides, held_out: Sides) -> tuple[Weights, int, torch.Tensor]:
         """Weights of the best epoch, that epoch, and the held-out score differences; inputs are [2, pairs, d]."""
         best_loss, best_epoch, best_margins = float("inf"), 0, torch.zeros(0)
         for epoch, weights in zip(range(1, self.epochs + 1), self.training(train), strict=False):
@@ -172,7 +182,7 @@ class MLPHead(Head, kind="mlp"):
                 break
         return best, best_epoch, best_margins
 
-    def training(self, train: torch.Tensor) -> Iterator[Weights]:
+    def training(self, train: Sides) -> Iterator[Weights]:
         """The weights after each epoch over standardised pairs [2, n, d], without end; each time the same tensors."""
         generator = torch.Generator().manual_seed(self.random_state)
         d = train.shape[2]
@@ -212,8 +222,51 @@ class MLPHead(Head, kind="mlp"):
             raise InputError(f"margin is {self.margin}; give a finite number above 0")
 
 
-def pair_margins(pairs: torch.Tensor, weights: Weights) -> torch.Tensor:
+class FileSides:
+    """Both sides of pairs in files, standardised where they are read: a tensor [2, n, d] as far as `training` goes."""
+
+    def __init__(self, head: MLPHead, pairs: LatentPairs) -> None:
+        self.head, self.pairs = head, pairs
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 2, len(self.pairs), self.pairs.recipe.dim
+
+    def __getitem__(self, index: tuple[slice, torch.Tensor]) -> torch.Tensor:
+        """`sides[:, batch]`"""
+        batch = self.pairs.take(index[1].numpy())
+        return self.head.sides(read(batch.chosen), read(batch.rejected))
+
+    def part(self, rows: Array) -> FileSides:
+        return FileSides(self.head, self.pairs.take(rows))
+
+    def moments(self) -> tuple[Array, Array]:
+        """Center and scale [d], in `standardise_by`'s order of summing: chosen, then rejected, row by row."""
+        n, d = 2 * len(self.pairs), self.pairs.recipe.dim
+        mean, square = np.zeros(d), np.zeros(d)
+        for block in self._latents():
+            mean = np.add.reduce(np.concatenate([mean[None], block]), axis=0)
+        mean /= n
+        for block in self._latents():
+            square = np.add.reduce(np.concatenate([square[None], np.square(block - mean)]), axis=0)
+        deviation = np.sqrt(square / n)
+        return mean.astype(np.float32), np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+
+    def _latents(self) -> Iterator[Array]:
+        for side in (self.pairs.chosen, self.pairs.rejected):
+            for rows in row_blocks(*self.shape[1:]):
+                yield read(side[rows]).astype(np.float64)
+
+
+Sides = torch.Tensor | FileSides
+
+
+def pair_margins(pairs: Sides, weights: Weights) -> torch.Tensor:
     """Score differences [n] of standardised pairs [2, n, d]."""
+    if isinstance(pairs, FileSides):
+        blocks = row_blocks(*pairs.shape[1:])
+        parts = [pair_margins(pairs[:, torch.arange(rows.start, rows.stop)], weights) for rows in blocks]
+        return torch.cat([torch.zeros(0), *parts])
     with torch.no_grad():
         scores = _forward(pairs, *weights)
     return scores[0] - scores[1]

@@ -114,6 +114,7 @@ class PCAHead(Head, kind="pca"):
     def fit_weighted(self, pairs: LatentPairs, weight: Array) -> Self:
         """`fit` where pair i counts weight[i] times, in the directions and, with "map", in the taste."""
         self.check_arguments()
+        pairs = pairs.in_memory()
         check_pairs(pairs)
         difference = (pairs.chosen.astype(np.float64) - pairs.rejected) * np.sqrt(weight)[:, None]
         scale = column_scale(difference, pairs.recipe.width)

@@ -73,6 +73,7 @@ class SAELinearHead(SAEHead, kind="sae"):
     def fit(self, pairs: LatentPairs) -> Self:
         """Raises InputError for fewer than 2 pairs, NaN or inf, only equal latents, views that the SAE does not read,
         activations that are equal in all pairs, or arguments out of range."""
+        pairs = pairs.in_memory()
         sae = self.start(pairs)
         encoder = keep_encoder(sae)
         chosen, rejected = (encode_views(encoder, self.states(side)) for side in (pairs.chosen, pairs.rejected))

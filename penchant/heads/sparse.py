@@ -112,6 +112,7 @@ class SparseHead(SAEHead, kind="sparse"):
     def fit(self, pairs: LatentPairs) -> Self:
         """Raises InputError for fewer than 2 pairs, NaN or inf, only equal latents, views that the SAE does not read,
         no latent that tells chosen from rejected states, or arguments out of range."""
+        pairs = pairs.in_memory()
         sae = self.start(pairs)
         fold = prompt_folds(pairs.group, self.folds, self.random_state)
         sides = self.states(pairs.chosen), self.states(pairs.rejected)

@@ -95,6 +95,7 @@ class TasteHead(Head, kind="tastes"):
 
         Raises InputError for pairs without a user_id, only one person, NaN or inf, or arguments out of range.
         """
+        pairs = pairs.in_memory()
         people = rows_of(pairs)
         if len(people) < 2:
             raise InputError("all pairs were judged by one person; a population needs the pairs of two people or more")

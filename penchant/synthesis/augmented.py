@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from penchant.evaluate import fit_temperature
 from penchant.heads.auto import CLEARLY, Candidate, clearly_better
-from penchant.heads.base import Head, pair_accuracy, prompt_folds
+from penchant.heads.base import Head, pair_accuracy, prompt_folds, score_rows
 from penchant.heads.context import ContextHead
 from penchant.heads.linear import LinearHead
 from penchant.latents import Array, LatentPairs
@@ -159,7 +159,7 @@ def held_out_margins(augmented: Augmented, pairs: LatentPairs, fold: Array, part
         for part in parts:
             held_out = pairs.take(fold == part)
             augmented.fit(pairs.take(fold != part))
-            margins[fold == part] = augmented.score(held_out.chosen) - augmented.score(held_out.rejected)
+            margins[fold == part] = score_rows(augmented, held_out.chosen) - score_rows(augmented, held_out.rejected)
     return margins[np.isin(fold, list(parts))]
 
 

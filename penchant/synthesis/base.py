@@ -16,6 +16,8 @@ from typing_extensions import Self
 from penchant.errors import InputError, RecipeMismatch
 from penchant.heads.base import check_latents, check_pairs
 from penchant.latents import LatentPairs
+from penchant.mapped import read
+from penchant.spooled import Spool
 
 Array = NDArray[Any]
 
@@ -95,7 +97,7 @@ class Synthesizer(ABC):
         note = {"synthesis": repr(self), "factor": factor}
         for round_ in range(factor):
             for number, block in enumerate(blocks):
-                part = pairs.take(block)
+                part = pairs.take(block).loaded()
                 if round_ > 0:
                     rng = np.random.default_rng([random_state, round_, number])
                     part = _with_prompts(self.draw(_responses(part), rng), part)
@@ -106,8 +108,13 @@ class Synthesizer(ABC):
 
         So 1x is the seed pairs alone, 2x adds one synthetic pair to each, 4x three, 8x seven and 16x fifteen. Row i of
         round k (row k n + i) is made from seed i and keeps its group, so that folds by prompt keep both on one side.
+        From pairs in files come pairs in files, in the same folder.
         """
-        return LatentPairs.concatenate(list(self.batches(pairs, factor, random_state)))
+        batches = self.batches(pairs, factor, random_state)
+        if not pairs.mapped:
+            return LatentPairs.concatenate(list(batches))
+        source: Any = pairs.chosen
+        return Spool(source.folder, source.limit).write(batches, int(factor) * len(pairs), pairs.recipe)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments, as scikit-learn's `clone` wants them."""
@@ -159,13 +166,15 @@ class Standardiser:
 
     @classmethod
     def of(cls, *blocks: Array) -> Standardiser:
-        """From all the rows of blocks [*, d], summed in float64 a chunk at a time."""
-        chunks = [block[i : i + CHUNK] for block in blocks for i in range(0, len(block), CHUNK)]
-        rows = sum(len(chunk) for chunk in chunks)
-        center = sum(chunk.sum(axis=0, dtype=np.float64) for chunk in chunks) / rows
-        scale = np.sqrt(sum(np.square(chunk - center).sum(axis=0) for chunk in chunks) / rows)
-        # Rounding gives a constant dimension a tiny deviation.
-        constant = np.all([(chunk == chunks[0][0]).all(axis=0) for chunk in chunks], axis=0)
+        """From all the rows of blocks [*, d], summed in float64 a chunk at a time; two passes over files."""
+        parts = [block[i : i + CHUNK] for block in blocks for i in range(0, len(block), CHUNK)]
+        rows, first = sum(map(len, parts)), read(parts[0][:1])
+        center = sum(read(part).sum(axis=0, dtype=np.float64) for part in parts) / rows
+        square, constant = np.zeros(len(center)), np.ones(len(center), bool)
+        for chunk in map(read, parts):
+            square += np.square(chunk - center).sum(axis=0)
+            constant &= (chunk == first).all(axis=0)  # rounding gives a constant dimension a tiny deviation
+        scale = np.sqrt(square / rows)
         return cls(center.astype(np.float32), np.where(constant, 0, scale).astype(np.float32))
 
     def apply(self, latents: Array) -> Array:

@@ -16,6 +16,7 @@ from torch.nn.functional import gelu
 from penchant.errors import InputError
 from penchant.heads.base import check_latents, prompt_folds
 from penchant.latents import LatentPairs
+from penchant.mapped import read
 from penchant.synthesis.base import CHUNK, Standardiser, Synthesizer, mixture
 
 Array = NDArray[Any]
@@ -157,9 +158,10 @@ class Lens(Synthesizer, kind="lens"):
         if not all(np.isfinite(w).all() for w in self.encoder_ + self.decoder_):
             raise InputError("the VAE's training diverged to NaN or inf; lower gamma or learning_rate")
 
-        training = np.concatenate([chosen[:CHUNK], rejected[:CHUNK]])
+        training = np.concatenate([read(side[:CHUNK]) for side in (chosen, rejected)])
         unseen = np.flatnonzero(held_out)[:CHUNK]
-        measured = np.concatenate([pairs.chosen[unseen], pairs.rejected[unseen]]) if len(unseen) else training
+        sides = (pairs.chosen[unseen], pairs.rejected[unseen])
+        measured = np.concatenate([read(side) for side in sides]) if len(unseen) else training
         mu, sigma = self.encode(training)
         share = self._reconstruction_share(measured)
         active = int((mu.var(axis=0) > 0.01).sum())
@@ -230,8 +232,6 @@ class Lens(Synthesizer, kind="lens"):
         """Encoder and decoder after `steps` of Adam on pairs [n, d] and unlabelled latents [m, d]."""
         generator = torch.Generator().manual_seed(self.random_state)
         (n, d), m = chosen.shape, len(unlabelled)
-        sides = torch.from_numpy(np.ascontiguousarray(chosen)), torch.from_numpy(np.ascontiguousarray(rejected))
-        others = torch.from_numpy(np.ascontiguousarray(unlabelled, dtype=np.float32))
         center = torch.from_numpy(self.standardiser_.center)
         scale = torch.from_numpy(np.where(self.standardiser_.scale > 0, self.standardiser_.scale, 1))
 
@@ -252,7 +252,8 @@ class Lens(Synthesizer, kind="lens"):
         pair_batches = _order(n, k, self.steps, generator)
         other_batches = _order(m, min(m, max(self.batch_size - 2 * k, 1)), self.steps, generator)
         for step, (i, j) in enumerate(zip(pair_batches, other_batches, strict=True)):
-            x = (torch.cat([sides[0][i], sides[1][i], others[j]]) - center) / scale
+            seen = [read(side[rows.numpy()]) for side, rows in ((chosen, i), (rejected, i), (unlabelled, j))]
+            x = (torch.from_numpy(np.concatenate(seen, dtype=np.float32)) - center) / scale
             mu, log_variance = _forward(x, encoder).chunk(2, dim=1)
             sigma = (log_variance / 2).exp()
             z = mu + sigma * torch.randn(mu.shape, generator=generator)

@@ -11,7 +11,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 
 from penchant.errors import InputError
-from penchant.latents import LatentPairs
+from penchant.latents import SAMPLE_PAIRS, LatentPairs
 from penchant.synthesis.base import Standardiser, Synthesizer, mixture
 
 Array = NDArray[Any]
@@ -89,8 +89,8 @@ class Gaussian(NamedTuple):
 class GaussianSynthesis(Synthesizer, kind="gaussian"):
     """chosen ~ one Gaussian, rejected ~ another, independently: only the seeds' groups and columns remain.
 
-    Mean and Ledoit-Wolf covariance of the chosen and of the rejected latents, in standardised units. Unlabelled
-    latents belong to neither and are not used.
+    Mean and Ledoit-Wolf covariance of the chosen and of the rejected latents, in standardised units; of pairs in files
+    5,000 give them. Unlabelled latents belong to neither and are not used.
 
     Attributes:
         standardiser_: mean and deviation [d] of both sides together.
@@ -105,6 +105,7 @@ class GaussianSynthesis(Synthesizer, kind="gaussian"):
 
     def learn(self, pairs: LatentPairs, unlabelled: Array) -> None:
         self.standardiser_ = Standardiser.of(pairs.chosen, pairs.rejected)
+        pairs = pairs.sample(SAMPLE_PAIRS) if pairs.mapped else pairs
         chosen, rejected = (self.standardiser_.apply(e).astype(np.float64) for e in _sides(pairs))
         self.chosen_, self.rejected_ = Gaussian.ledoit_wolf(chosen), Gaussian.ledoit_wolf(rejected)
 
@@ -160,8 +161,8 @@ def _next_in_group(group: Array, rng: np.random.Generator) -> Array:
 class PCANoise(Synthesizer, kind="pca"):
     """e~ = mean + sum_k axis_k sd_k (y_k + eta_k), y_k the whitened k-th principal coordinate, eta ~ N(0, noise^2 I).
 
-    LENS with a linear autoencoder: the principal axes of standardised latents, and noise in a space where the data
-    has variance 1 in each direction.
+    LENS with a linear autoencoder: the principal axes of standardised latents (of pairs in files: of 5,000 pairs), and
+    noise in a space where the data has variance 1 in each direction.
 
     Args:
         components: principal axes, fewer where the data has fewer.
@@ -195,7 +196,8 @@ class PCANoise(Synthesizer, kind="pca"):
 
     def learn(self, pairs: LatentPairs, unlabelled: Array) -> None:
         self.standardiser_ = Standardiser.of(pairs.chosen, pairs.rejected, unlabelled)
-        x = self.standardiser_.apply(np.concatenate([pairs.chosen, pairs.rejected, unlabelled]))
+        some = pairs.sample(SAMPLE_PAIRS) if pairs.mapped else pairs
+        x = self.standardiser_.apply(np.concatenate([some.chosen, some.rejected, unlabelled]))
         pca = PCA(min(self.components, *x.shape), random_state=0).fit(x)
         self.axes_ = pca.components_.astype(np.float32)
         self.deviation_ = np.sqrt(pca.explained_variance_).astype(np.float32)

@@ -12,7 +12,7 @@ from penchant.errors import InputError
 from penchant.heads import AutoHead, CommitteeHead, ContextHead, Head, LinearHead
 from penchant.heads.auto import CONTEXT_TO
 from penchant.heads.base import pair_accuracy, prompt_folds
-from penchant.latents import Array, LatentPairs
+from penchant.latents import SAMPLE_PAIRS, Array, LatentPairs
 from penchant.synthesis import SYNTHESIZERS, Lens, Synthesizer, order_kept, order_preservation
 from penchant.synthesis.augmented import Augmented, choose_synthesis, fit_head, held_out_margins
 from penchant.synthesis.base import check_factor
@@ -33,6 +33,8 @@ class Trained(NamedTuple):
     """The views it scores."""
     tried: list[dict[str, Any]]
     """What AutoHead tried."""
+    chosen_on: int | None
+    """The pairs on which AutoHead chose."""
     margins: Array | None
     """Score differences of real pairs that the fit behind them did not see."""
     augmented: Augmented | None
@@ -97,40 +99,45 @@ def train_head(
     asked = None if synthesis in (None, "none") else synthesis
     head, views = head or AutoHead(), pairs.recipe.views
     tried: list[dict[str, Any]] = []
+    chosen_on = None
     if asked is None or isinstance(head, AutoHead):
-        fit_head(head, pairs, unlabelled)
+        # To choose by is enough where the head chosen is fitted anew below.
+        some = pairs.sample(SAMPLE_PAIRS) if pairs.mapped and asked is not None else pairs
+        fit_head(head, some, unlabelled)
         margins = getattr(head, "cv_margins_", None)
         tried = getattr(head, "tried_", [])
         if isinstance(head, AutoHead):
-            seed = head.random_state
+            seed, chosen_on = head.random_state, head.chosen_on_
             head, views = head.narrow()
             # Synthetic pairs that were asked for are made, by a head that can take them.
             if asked not in (None, "auto") and isinstance(head, ContextHead) and factor * len(pairs) > CONTEXT_TO:
                 head, views = LinearHead(random_state=seed), pairs.recipe.response_views
         if asked is None:
-            return Trained(head, views, tried, margins, None, {})
+            return Trained(head, views, tried, chosen_on, margins, None, {})
 
     narrow = pairs.select(views)
     others = None if unlabelled is None else unlabelled[:, pairs.recipe.columns(views)]
     made = _with_synthesis(head, narrow, asked, factor, others)
-    return made._replace(tried=tried)
+    return made._replace(tried=tried, chosen_on=chosen_on)
 
 
 def _committee_of_auto(committee: CommitteeHead, pairs: LatentPairs, unlabelled: Array | None) -> Trained:
     """AutoHead picks views and kind of head once, from all pairs; the members are heads of that kind."""
     auto = committee.head
-    fit_head(auto, pairs, unlabelled)
     assert isinstance(auto, AutoHead)
+    fit_head(auto, pairs.sample(SAMPLE_PAIRS) if pairs.mapped else pairs, unlabelled)
     head, views = auto.narrow()
     others = None if unlabelled is None else unlabelled[:, pairs.recipe.columns(views)]
     members = CommitteeHead(clone(head), committee.members, committee.random_state)
     fit_head(members, pairs.select(views), others)
-    return Trained(members, views, auto.tried_, members.cv_margins_, None, {})
+    return Trained(members, views, auto.tried_, auto.chosen_on_, members.cv_margins_, None, {})
 
 
 def order_facts(synthesizer: Synthesizer, pairs: LatentPairs, random_state: int = 0) -> dict[str, Any]:
     """`order_kept` of synthetic pairs by a linear judge that was fitted on the other half of the prompts, and, for
-    LENS, the list of `order_preservation`; None and an empty list where there are too few pairs for two halves."""
+    LENS, the list of `order_preservation`; None and an empty list where there are too few pairs for two halves. Of
+    pairs in files 5,000 are taken."""
+    pairs = pairs.sample(SAMPLE_PAIRS, random_state) if pairs.mapped else pairs
     half = prompt_folds(pairs.group, 2, random_state)
     if np.bincount(half, minlength=2).min() < 2:
         return {"order": None, "theory": []}
@@ -155,8 +162,9 @@ def _with_synthesis(
     if factor == 1:
         synthesizer = None
     elif asked == "auto":
+        some = pairs.sample(SAMPLE_PAIRS, seed) if pairs.mapped else pairs
         decision = choose_synthesis(
-            pairs, head, [_named(kind, seed) for kind in CANDIDATES], factor, random_state=seed, unlabelled=unlabelled
+            some, head, [_named(kind, seed) for kind in CANDIDATES], factor, random_state=seed, unlabelled=unlabelled
         )
         synthesizer = decision.synthesizer
     else:
@@ -166,7 +174,8 @@ def _with_synthesis(
     if synthesizer is None:
         margins = getattr(augmented.fit(pairs).head_, "cv_margins_", None)
     else:
-        margins = decision.margins if decision is not None else held_out(augmented, pairs, seed)
+        seen = decision is not None and not pairs.mapped
+        margins = decision.margins if decision is not None and seen else held_out(augmented, pairs, seed)
         augmented.fit(pairs)
     n, used = len(pairs), augmented.synthesizer_
     if used is not None:
@@ -184,7 +193,9 @@ def _with_synthesis(
         "decision": decision.to_dict() if decision is not None else None,
         "says": " ".join(filter(None, (says, decision.says if decision is not None else "", lowered.strip()))),
     }
-    return Trained(augmented.head_, pairs.recipe.views, [], margins, augmented if used is not None else None, facts)
+    return Trained(
+        augmented.head_, pairs.recipe.views, [], None, margins, augmented if used is not None else None, facts
+    )
 
 
 def held_out(augmented: Augmented, pairs: LatentPairs, random_state: int) -> Array | None:
