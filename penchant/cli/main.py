@@ -15,6 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from penchant.errors import PenchantError
+from penchant.processes import is_main, rank
 
 Verb = Callable[..., None]
 Verbs = dict[str, Verb | dict[str, Verb]]
@@ -101,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.pop("config", None)
         verb(**arguments)
     except (PenchantError, argparse.ArgumentError) as error:
-        print(f"penchant: {' '.join(str(error).split())}", file=sys.stderr)
+        where = f" (process {rank()})" if not is_main() else ""
+        print(f"penchant{where}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("penchant: interrupted; what was encoded is kept: run the same command to go on.", file=sys.stderr)
