@@ -1,7 +1,7 @@
 """What the tests of several processes run, in one process or in each of a launch: `python -m tests.launched KIND DIR`.
 
-DIR holds llm/, a tiny LLM, and pairs.jsonl. What a run leaves lies in DIR/KIND; KIND is "one" in one process, "two" in a
-launch, and "parts" there with sharded weights.
+DIR holds llm/, a tiny LLM, and pairs.jsonl. What a run leaves lies in DIR/KIND; KIND is "one" in one process, "two" in
+a launch, and "parts" there with sharded weights.
 """
 
 from __future__ import annotations
