@@ -44,7 +44,7 @@ COMMON: dict[str, Any] = {
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"codes": 0},
     "people": {"posterior": "people", "epochs": 2},
-    "micro": {"micro_batch": 2, "lora": 0},
+    "micro": {"micro_batch": 2, "lora": 0, "gradient_checkpointing": True},
     "top": {"lora": 0, "top_layers": 1},
 }
 RESUMED = "people"

@@ -100,8 +100,8 @@ class PersonalLLM(People):
         settings = settings or ClapSettings(seed=seed)
         if asked_to_shard():
             raise InputError(
-                "pretrain does not shard the LLM, as each process runs it on its own prompts, and as often as these"
-                " take; launch without FSDP."
+                "pretrain cannot shard the LLM: prompts are read once and used through their cache, for which FSDP does"
+                " not put a layer's weights together again; launch without FSDP."
             )
         start_processes()
         show_progress = show_progress and is_main()
