@@ -53,9 +53,10 @@ def start() -> None:
 
 def asked_to_shard() -> bool:
     """Whether the launch asks for FSDP. InputError for its first version, which hides weights from what reads them."""
-    if world() > 1 and _fsdp_version() == "1":
+    version = _fsdp_version()
+    if version == "1" and world() > 1:
         raise InputError("FSDP's first version is not supported; set fsdp_version: 2 in accelerate's configuration.")
-    return world() > 1 and _fsdp_version() is not None
+    return version is not None and world() > 1
 
 
 @functools.cache

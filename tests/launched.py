@@ -29,10 +29,11 @@ from penchant.policy.build import make_policy, make_trunk
 from penchant.policy.people import people_of
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
+from penchant.sharding import is_sharded
 from tests.tiny_llm import save_tiny_llm
 
-PAIRS = 21
-"""The last batch of 4 has one pair, and of two processes one has none."""
+PAIRS = 23
+"""Of the last batch of 4 one process has two pairs, the other one; of the last of 2 one has none."""
 COMMON: dict[str, Any] = {
     "learning_rate": 1e-3,
     "log_steps": 1,
@@ -79,6 +80,7 @@ def train(name: str, work: Path, folder: Path) -> None:
     trainer = train_policy(
         policy, settings.make_loss(), tokens, reference, settings, folder, person=person, show_progress=False
     )
+    assert is_sharded(policy) == processes.asked_to_shard()
     trainer.save_policy(folder / "policy")
 
 

@@ -47,7 +47,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         finally:
             torch.set_num_threads(threads)
             os.chdir(place)
-        said, _ = two.communicate(timeout=600)
+        said, _ = two.communicate(timeout=300)
     assert two.returncode == 0, said[-5000:]
     return folder
 
@@ -158,6 +158,8 @@ def test_what_processes_cannot_share_is_one_sentence(
     assert "batch_size is 8, the pairs of all 3 processes; give a multiple of 3" in capsys.readouterr().err
     assert penchant([*words, "--batch_size=6", "--micro_batch=2"]) == 2
     assert "micro_batch is 2" in capsys.readouterr().err
+    assert penchant(["train", str(tmp_path / "pairs.jsonl")]) == 2
+    assert "for one process" in capsys.readouterr().err
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert penchant([*words, "--batch_size=6"]) == 2
     assert "bf16" in capsys.readouterr().err
