@@ -104,12 +104,10 @@ def middle_states(
     backbone = clap.backbone
     recipe = backbone.recipe((f"{read_layer(backbone.depth)}:mean",))
     store = open_store(cache, recipe)
+    encode(backbone, recipe, items[share(len(items))] if shared else items, store, progress=progress)
     if shared:
-        encode(backbone, recipe, items[share(len(items))], store, progress=progress)
         wait()
         store.refresh()
-    else:
-        encode(backbone, recipe, items, store, progress=progress)
     return torch.from_numpy(store.read(stack_keys(item.key for item in items))).double()
 
 
