@@ -65,8 +65,8 @@ def prepare(work: Path) -> None:
     (work / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def train(name: str, work: Path, folder: Path) -> None:
-    """The training of one policy, of its own reference and trunk."""
+def train(name: str, work: Path, folder: Path) -> int:
+    """The training of one policy, of its own reference and trunk; returns how many steps it made."""
     settings = Settings(**{**COMMON, **RUNS[name]})
     llm, backbone = load(work)
     pairs = load_pairs(str(work / "pairs.jsonl"))
@@ -82,6 +82,7 @@ def train(name: str, work: Path, folder: Path) -> None:
     )
     assert is_sharded(policy) == processes.asked_to_shard()
     trainer.save_policy(folder / "policy")
+    return trainer.stepped
 
 
 def load(work: Path) -> Any:
@@ -90,16 +91,14 @@ def load(work: Path) -> Any:
 
 
 def train_on(work: Path, folder: Path) -> None:
-    """What is left of the RESUMED run after its first checkpoint; `folder` ends as if nothing had happened."""
-    again = folder.with_name("resumed")
+    """What is left of the RESUMED run after the first checkpoint that it kept, in a folder beside its own."""
+    again = folder.with_name("resumed") / "checkpoints"
+    first = min(folder.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     if processes.is_main():
-        for path in sorted(folder.glob("checkpoints/*")):
-            if path.name in ("made_with.json", "checkpoint-3"):
-                copy = shutil.copytree if path.is_dir() else shutil.copy
-                (again / "checkpoints").mkdir(parents=True, exist_ok=True)
-                copy(path, again / "checkpoints" / path.name)
+        shutil.copytree(first, again / first.name)
+        shutil.copy(first.with_name("made_with.json"), again)
     processes.wait()
-    train(RESUMED, work, again)
+    assert train(RESUMED, work, again.parent) == COMMON["save_steps"]
 
 
 def align(work: Path, folder: Path) -> None:
@@ -107,6 +106,7 @@ def align(work: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     given = {"model": work / "llm", "dtype": "float32", "cache": folder.parent / "cache", "codes": 4, "steps": 3}
+    given |= {"log_steps": 1, "max_length": 64}
     words = [f"--{name}={value}" for name, value in given.items()]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert penchant(["align", str(work / "pairs.jsonl"), *words]) == 0

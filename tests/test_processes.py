@@ -104,6 +104,8 @@ def test_the_command_line_agrees_on_a_folder_and_evaluates_once(work: Path, kind
     (one,), (other,) = ((work / each / "align" / "runs").iterdir() for each in ("one", kind))
     assert {path.name for path in other.iterdir()} == {path.name for path in one.iterdir()}
     ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (other, one))
+    for row, wanted in zip(ours["history"], theirs["history"], strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=LOSS)
     assert ours["accuracy"] == theirs["accuracy"]
     assert ours["policy"] == theirs["policy"]
     assert ours["examples"] == theirs["examples"]
