@@ -1,9 +1,13 @@
-"""A run of our own training loops in one safetensors file: weights, the optimizer's state, and what the run says."""
+"""A run on disk, without pickle: weights and the optimizer's state as safetensors, and what the run says as JSON.
+
+Our own training loops keep all of it in one file (`save_run`, `load_run`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from penchant.errors import InputError
+from penchant.sharding import sharded_like, unsharded
 
 WEIGHTS, STATE, OTHER = "weights", "adam", "other"
 
@@ -22,14 +27,54 @@ def save_run(
 ) -> None:
     """Everything a run needs to go on, replaced at once: a run that is killed meanwhile keeps the file before."""
     tensors = {f"{WEIGHTS}.{name}": value for name, value in module.state_dict().items()}
-    for name, parameter in module.named_parameters():
-        for moment, value in adam.state.get(parameter, {}).items():
-            tensors[f"{STATE}.{name}.{moment}"] = value
+    tensors |= {f"{STATE}.{name}": value for name, value in moments(module, adam).items()}
     tensors |= {f"{OTHER}.{name}": value for name, value in others.items()}
+    write_tensors(path, tensors, facts)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+    """Tensors and facts (JSON) in one safetensors file, replaced at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"facts": json.dumps(facts)})
     os.replace(partial, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote, bit for bit; InputError where it did not, or the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged, or of another version; delete it, or give another folder") from error
+
+
+def moments(module: nn.Module, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as NAME.MOMENT by the names of the module's parameters, whole where they are sharded."""
+    return {
+        f"{name}.{moment}": unsharded(value)
+        for name, parameter in module.named_parameters()
+        for moment, value in adam.state.get(parameter, {}).items()
+    }
+
+
+def put_moments(module: nn.Module, adam: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
+    """Put back what `moments` gave; `adam` trains parameters of `module` alone."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    each: dict[str, dict[str, Tensor]] = {}
+    for name, value in found.items():
+        of, _, moment = name.rpartition(".")
+        each.setdefault(of, {})[moment] = value
+    # By the optimizer's own way in, which knows what belongs on the parameters' device.
+    state = adam.state_dict()
+    trained = [parameter for group in adam.param_groups for parameter in group["params"]]
+    state["state"] = {
+        number: {moment: sharded_like(value, parameter) for moment, value in each[names[parameter]].items()}
+        for number, parameter in enumerate(trained)
+        if names[parameter] in each
+    }
+    adam.load_state_dict(state)
 
 
 def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +101,7 @@ def load_run(path: Path, module: nn.Module, adam: torch.optim.Optimizer) -> dict
 
     `adam` trains parameters of `module` alone. Raises InputError if the weights are not those of such a module.
     """
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, _ = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, STATE: {}, OTHER: {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
@@ -66,14 +110,5 @@ def load_run(path: Path, module: nn.Module, adam: torch.optim.Optimizer) -> dict
         module.load_state_dict(parts[WEIGHTS])
     except RuntimeError as error:
         raise InputError(f"{path} holds weights of other names or sizes; delete it, or give another folder") from error
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    moments: dict[str, dict[str, Tensor]] = {}
-    for name, value in parts[STATE].items():
-        of, _, moment = name.rpartition(".")
-        moments.setdefault(of, {})[moment] = value
-    # By the optimizer's own way in, which knows what belongs on the parameters' device.
-    whole = adam.state_dict()
-    trained = [names[parameter] for group in adam.param_groups for parameter in group["params"]]
-    whole["state"] = {number: moments[name] for number, name in enumerate(trained) if name in moments}
-    adam.load_state_dict(whole)
+    put_moments(module, adam, parts[STATE])
     return parts[OTHER]

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from penchant.backbone import DEFAULT, PROBE_TOLERANCE, Backbone, load_whole
 from penchant.chat import Chat, Ids, Text
 from penchant.decoding import TOP, Decoder, Steering, draw
 from penchant.errors import InputError
+from penchant.processes import gathered, is_main, rank, told, world
 
 TOKEN_BUDGET = 1024
 """Prompt tokens run at once."""
@@ -93,6 +95,7 @@ class Generator:
         show_progress: bool = True,
         shift: Tensor | None = None,
         z: Tensor | None = None,
+        shared: bool = False,
     ) -> list[list[str]]:
         """`answers` texts for each prompt, in the prompts' order; `self.cost` tells what they took.
 
@@ -113,6 +116,8 @@ class Generator:
                 and of its own last token, right before the vocabulary's head.
             z: [n, latent], for each prompt what the adapter steers it by. Batches in `file` are known by z
                 alone, so give another adapter another file.
+            shared: the processes of a launch, all of which must ask for the same, share the batches out, and the main
+                one keeps `file`.
 
         Raises:
             InputError: a setting out of range, or a prompt that the chat template refuses.
@@ -121,7 +126,9 @@ class Generator:
         asked = prompt_ids(self.backbone.chat, prompts, max_new_tokens)
         llm = self.backbone.recipe((f"{self.backbone.depth}:last",)).fingerprint
         settings = (llm, TOP, CACHED_TOKENS, answers, max_new_tokens, temperature, top_p, seed, rows, token_budget)
-        found = read_batches(Path(file)) if file is not None else {}
+        kept = Path(file) if file is not None and (is_main() or not shared) else None
+        found = read_batches(kept) if kept is not None else {}
+        found = told(found) if shared else found
         self.cost = GenerationCost()
         texts: dict[bytes, list[str]] = {}
         shift, z = (part.float().cpu() if part is not None else None for part in (shift, z))
@@ -136,31 +143,42 @@ class Generator:
         with tqdm(
             total=total, unit="tok", unit_scale=True, desc="sample", disable=not show_progress, leave=False
         ) as bar:
-            for batch in batches(unique, rows // answers):
-                key = hashlib.blake2b(repr((settings, batch)).encode(), digest_size=16).hexdigest()
-                if key not in found:
-                    ids = [torch.from_numpy(unique[each]).long() for each in batch]
-                    start = time.perf_counter()
-                    random = uniforms(seed, [unique[each].tobytes() for each in batch], answers, max_new_tokens)
-                    numbers = [rows_of[each] for each in batch]
-                    own = [part[numbers] if part is not None else None for part in (shift, z)]
-                    lists = self._answer(ids, random, temperature, top_p, token_budget, *own)
-                    found[key] = {
-                        "batch": key,
-                        "prompts": len(batch),
-                        "answers": len(batch) * answers,
-                        "prompt_tokens": sum(map(len, ids)),
-                        "new_tokens": sum(len(each) for row in lists for each in row),
-                        "seconds": round(time.perf_counter() - start, 3),
-                        "texts": [[self._text(each) for each in row] for row in lists],
-                    }
-                    if file is not None:
-                        append_batch(Path(file), found[key])
-                record = found[key]
-                texts.update(zip(batch, record["texts"], strict=True))
+            planned = {
+                hashlib.blake2b(repr((settings, batch)).encode(), digest_size=16).hexdigest(): batch
+                for batch in batches(unique, rows // answers)
+            }
+
+            def answered(key: str) -> dict[str, Any]:
+                batch = planned[key]
+                ids = [torch.from_numpy(unique[each]).long() for each in batch]
+                start = time.perf_counter()
+                random = uniforms(seed, [unique[each].tobytes() for each in batch], answers, max_new_tokens)
+                numbers = [rows_of[each] for each in batch]
+                own = [part[numbers] if part is not None else None for part in (shift, z)]
+                lists = self._answer(ids, random, temperature, top_p, token_budget, *own)
+                return {
+                    "batch": key,
+                    "prompts": len(batch),
+                    "answers": len(batch) * answers,
+                    "prompt_tokens": sum(map(len, ids)),
+                    "new_tokens": sum(len(each) for row in lists for each in row),
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "texts": [[self._text(each) for each in row] for row in lists],
+                }
+
+            lacking = [key for key in planned if key not in found]
+            at_once, place = (world(), rank()) if shared else (1, 0)
+            for first in range(0, len(lacking), at_once):
+                made = [answered(key) for key in lacking[first : first + at_once][place : place + 1]]
+                for record in chain(*gathered(made)) if shared else made:
+                    found[record["batch"]] = record
+                    if kept is not None:
+                        append_batch(kept, record)
+                    bar.update(record["prompt_tokens"] + record["answers"] * max_new_tokens)
+            for key, batch in planned.items():
+                texts.update(zip(batch, found[key]["texts"], strict=True))
                 for name in self.cost.to_dict():
-                    setattr(self.cost, name, getattr(self.cost, name) + record[name])
-                bar.update(record["prompt_tokens"] + len(batch) * answers * max_new_tokens)
+                    setattr(self.cost, name, getattr(self.cost, name) + found[key][name])
         return [texts[key] for key in keys]
 
     @torch.inference_mode()

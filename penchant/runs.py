@@ -26,6 +26,7 @@ from penchant.heads import AutoHead, CommitteeHead, Head
 from penchant.heads.base import check_memory, score_rows
 from penchant.latents import SAMPLE_PAIRS, LatentPairs
 from penchant.pairs import describe
+from penchant.processes import is_main, told
 from penchant.report import write_report
 from penchant.responses import Responses
 from penchant.reward_model import RewardModel, backbone_facts
@@ -43,14 +44,19 @@ SYNTHESIS_CURVE = (3, 2)
 
 
 class Run:
-    """The folder of one run. Created at once, so that a folder that cannot be written is known before the work."""
+    """The folder of one run. Created at once, so that a folder that cannot be written is known before the work.
+
+    Processes that run together have one folder, and the main one alone writes into it.
+    """
 
     def __init__(self, out: str | Path | None, verb: str, config: dict[str, Any]) -> None:
         stamp = datetime.now(timezone.utc).astimezone()
-        self.folder = Path(out) if out else Path("runs") / f"{stamp:%Y%m%d-%H%M%S}-{verb}"
+        self.folder = Path(out) if out else Path(told(f"runs/{stamp:%Y%m%d-%H%M%S}-{verb}"))
         if config.get("seed", 0) < 0:
             raise InputError(f"the seed is {config['seed']}; give 0 or more.")
         self.created, self.start = stamp.isoformat(timespec="seconds"), time.perf_counter()
+        if not is_main():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

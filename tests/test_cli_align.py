@@ -188,14 +188,6 @@ def test_short_sequences_still_show_examples(work: Path) -> None:
     assert len(metrics(work, "short")["examples"]) == 3
 
 
-def test_it_is_not_spread_over_processes(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run(work, "many") == 2
-    assert "one device" in capsys.readouterr().err
-
-
 def test_pairs_that_become_equal_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"a{i}", "chosen": "b " * 80, "rejected": "c" + "b " * 80} for i in range(3)]
     (work / "equal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

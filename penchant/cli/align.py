@@ -8,6 +8,7 @@ from penchant.backbone import DEFAULT
 from penchant.pairs import load_pairs, split_by_prompt
 from penchant.policy.align import align_run
 from penchant.policy.settings import Settings
+from penchant.processes import is_main
 from penchant.report_align import write_align_report
 from penchant.runs import Run
 
@@ -51,7 +52,8 @@ def align(
 ) -> None:
     """Align an LLM with preference pairs by DPO, IPO or SimPO, with latent codes for conflicting preferences (LPC).
 
-    The same command again, with the same --out, goes on from the last checkpoint there, bit for bit.
+    The same command again, with the same --out, goes on from the last checkpoint there, bit for bit. Under `accelerate
+    launch` several GPUs share each batch.
 
     Args:
         data: hub id, file (.jsonl, .json, .csv, .parquet, .gz) or folder with preference pairs.
@@ -72,8 +74,8 @@ def align(
         top_layers: train only this many of the topmost layers; those below are run once and their states kept.
         epochs: passes over the pairs.
         steps: stop after this many optimiser steps; -1 leaves it to the epochs.
-        batch_size: pairs an optimiser step.
-        micro_batch: pairs run at once, a divisor of batch_size; less memory.
+        batch_size: pairs an optimiser step, of all GPUs together.
+        micro_batch: pairs run at once, by all GPUs together, a divisor of batch_size; less memory.
         learning_rate: by default 1e-3 with adapters, 1e-5 without.
         code_rate: learning rate of the codebook.
         net_rate: learning rate of the prior and the posterior.
@@ -116,8 +118,9 @@ def align(
         seed=seed,
     )
     run = Run(out, "align", config)
-    print(f"run: {run.folder}", flush=True)
-    skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
+    if is_main():
+        print(f"run: {run.folder}", flush=True)
+    skipped = run.folder / "skipped.jsonl" if on_bad == "skip" and is_main() else None
     pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)
     if test is None:
         pairs, held_out = split_by_prompt(pairs, test_share, seed)
@@ -127,6 +130,8 @@ def align(
     _, metrics = align_run(
         pairs, held_out, names, settings, run.folder, model=model, dtype=dtype, max_length=max_length, cache=cache
     )
+    if not is_main():
+        return
     report = run.finish({"title": f"Policy from {data}", **metrics}, write_align_report)
     print(summary(metrics))
     print(f"policy: {run.folder / 'policy'}\nreport: {report}")

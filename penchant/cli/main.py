@@ -15,10 +15,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from penchant.errors import PenchantError
+from penchant.processes import is_main, rank, world
 
 Verb = Callable[..., None]
 Verbs = dict[str, Verb | dict[str, Verb]]
 ACTION = "action"
+SHARED = ("align", "pretrain")
+"""What several processes do together."""
 
 
 def verbs() -> Verbs:
@@ -99,9 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             verb, values = verb[values[ACTION]], values[values[ACTION]]
         arguments = values.as_dict()
         arguments.pop("config", None)
+        if world() > 1 and verb.__name__ not in SHARED:
+            raise PenchantError("this command is for one process; start it without accelerate launch or torchrun.")
         verb(**arguments)
     except (PenchantError, argparse.ArgumentError) as error:
-        print(f"penchant: {' '.join(str(error).split())}", file=sys.stderr)
+        where = f" (process {rank()})" if not is_main() else ""
+        print(f"penchant{where}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("penchant: interrupted; what was encoded is kept: run the same command to go on.", file=sys.stderr)

@@ -17,6 +17,7 @@ from penchant.personal.full_encoder import FullEncoderSettings
 from penchant.personal.people_pairs import hold_out, with_people
 from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import latent_warnings
+from penchant.processes import is_main
 from penchant.prompts import load_prompts
 from penchant.report_clap import write_clap_report
 from penchant.report_personal import NAMES, write_personal_report
@@ -53,7 +54,8 @@ def pretrain(
 ) -> None:
     """Make an LLM that can be personal (CLaP): it writes by a small z, found in answers that it samples itself.
 
-    The same command again, with the same --out, goes on where it was cut.
+    The same command again, with the same --out, goes on where it was cut. Under `accelerate launch` several GPUs share
+    the work.
 
     Args:
         data: hub id, file (.jsonl, .json, .csv, .parquet, .gz) or folder with pairs, of which the prompts are taken, or
@@ -117,6 +119,8 @@ def pretrain(
         settings=settings,
         seed=seed,
     )
+    if not is_main():
+        return
     facts = system.facts
     given = sum(map(len, found.responses)) / len(found.responses) if found.responses else None
     metrics = {

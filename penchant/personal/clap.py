@@ -22,6 +22,8 @@ AdapterKind = Literal["positions", "shift"]
 ADAPTERS: dict[str, type[LatentPositions] | type[LatentShift]] = {"positions": LatentPositions, "shift": LatentShift}
 DRAWS = 16
 """M, draws of each posterior for DG-KLD."""
+FIGURES = ("loss", "reconstruction", "kl", "contrastive", "tokens")
+"""Of `ClapTerms.figures`."""
 
 
 class ClapTerms(NamedTuple):
@@ -42,7 +44,7 @@ class ClapTerms(NamedTuple):
 
     def figures(self) -> dict[str, float]:
         """What may be averaged over parts of a batch, as plain numbers."""
-        own = {name: getattr(self, name) for name in ("loss", "reconstruction", "kl", "contrastive")}
+        own = {name: getattr(self, name) for name in FIGURES[:-1]}
         return {**{name: float(part.detach()) for name, part in own.items()}, "tokens": self.tokens}
 
 

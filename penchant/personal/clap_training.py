@@ -1,4 +1,8 @@
-"""Trains CLaP on several responses a prompt, in two stages, and resumes what was interrupted."""
+"""Trains CLaP on several responses a prompt, in two stages, and resumes what was interrupted.
+
+The processes of a launch each run their share of a step's prompts, and take the step that the sum of their gradients
+says; what is drawn is drawn by all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,10 @@ from tqdm.auto import tqdm
 from penchant.checkpoint import load_run, read_facts, save_run
 from penchant.errors import InputError
 from penchant.personal.adapter import LatentShift
-from penchant.personal.clap import DRAWS, Clap, ClapTerms
+from penchant.personal.clap import DRAWS, FIGURES, Clap, ClapTerms
 from penchant.personal.groups import Group
 from penchant.personal.start import Start
+from penchant.processes import is_main, share, sum_gradients, sums
 
 BEGIN_RATE = 5e-4
 """Learning rate of the encoder while it learns z of the start."""
@@ -122,7 +127,11 @@ def train_clap(
             while len(run.log) < run.steps:
                 bar.set_postfix_str(run.step())
                 bar.update()
-                if path is not None and (len(run.log) == run.steps or time.monotonic() - saved > save_seconds):
+                if (
+                    path is not None
+                    and is_main()
+                    and (len(run.log) == run.steps or time.monotonic() - saved > save_seconds)
+                ):
                     run.save(path)
                     saved = time.monotonic()
         run.release()
@@ -161,8 +170,9 @@ class Run:
         return order[place * size : (place + 1) * size].tolist()
 
     def _descend(self, row: dict[str, float]) -> None:
-        """Take the step that the gradients say, and log it."""
+        """Take the step that the gradients of all processes say, and log it."""
         number = len(self.log)
+        sum_gradients([p for part in self.adam.param_groups for p in part["params"]])
         rise = min(1.0, (number + 1) / max(1.0, self.steps / 20))
         for part in self.adam.param_groups:
             part["lr"] = part["peak"] * rise * 0.5 * (1 + math.cos(math.pi * number / self.steps))
@@ -204,11 +214,17 @@ class Beginning(Run):
 
     def step(self) -> str:
         batch = self._batch()
-        z = torch.cat([self.targets[i] for i in batch]).to(self.clap.backbone.device)
-        loss = -self.clap.read([item for i in batch for item in self.groups[i]]).log_prob(z).mean()
-        loss.backward()
-        self._descend({"loss": float(loss.detach())})
-        return f"{float(loss.detach()):.2f} nats"
+        own = batch[share(len(batch))]
+        found = 0.0
+        if own:
+            z = torch.cat([self.targets[i] for i in own]).to(self.clap.backbone.device)
+            loss = -self.clap.read([item for i in own for item in self.groups[i]]).log_prob(z).mean()
+            loss = loss * (len(z) / sum(len(self.groups[i]) for i in batch))  # the mean over all the responses
+            loss.backward()
+            found = float(loss.detach())
+        (found,) = sums([found])
+        self._descend({"loss": found})
+        return f"{found:.2f} nats"
 
 
 class Training(Run):
@@ -238,11 +254,14 @@ class Training(Run):
         random = torch.Generator().manual_seed((settings.seed * 1_000_003 + 17) * 1_000_003 + number)
         batch = [self.groups[i] for i in self._batch()]
         few = 0 if first else min(settings.others, min(map(len, batch)) - 1)
-        row: dict[str, float] = {}
-        for groups in self._at_once(batch, 1 + few):
-            terms, share = self._terms(groups, few, first, random), len(groups) / len(batch)
-            (share * terms.loss).backward()
-            row = {name: row.get(name, 0.0) + share * part for name, part in terms.figures().items()}
+        drawn = [self._draw(len(group), few, random) for group in batch][share(len(batch))]
+        row = dict.fromkeys(FIGURES, 0.0)
+        for groups in self._at_once(batch[share(len(batch))], 1 + few):
+            terms, part = self._terms(groups, drawn[: len(groups)], first), len(groups) / len(batch)
+            drawn = drawn[len(groups) :]
+            (part * terms.loss).backward()
+            row = {name: row[name] + part * figure for name, figure in terms.figures().items()}
+        row = dict(zip(row, sums(row.values()), strict=True))
         nats = row.pop("reconstruction") / row.pop("tokens")
         self._descend({**row, "nats_per_token": nats})
         return f"{nats:.3f} nats a token, KL {row['kl']:.2f}"
@@ -258,23 +277,28 @@ class Training(Run):
                 part, held = [], 0
             part.append(group)
             held += tokens
-        yield part
+        if part:
+            yield part
 
-    def _terms(self, groups: Sequence[Group], few: int, first: bool, random: torch.Generator) -> ClapTerms:
-        """The loss of some prompts' responses, each told apart from `few` others.
+    def _draw(self, n: int, few: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What is random of a prompt's n responses: noise, and which `few` others each is told apart from."""
+        return torch.randn(DRAWS, n, self.clap.latent, generator=random), _others(n, few, random)
+
+    def _terms(self, groups: Sequence[Group], drawn: Sequence[tuple[Tensor, Tensor]], first: bool) -> ClapTerms:
+        """The loss of some prompts' responses.
 
         What is drawn for a prompt does not depend on which prompts run together.
         """
         noise, others, start = [], [], 0
-        for group in groups:
-            noise.append(torch.randn(DRAWS, len(group), self.clap.latent, generator=random))
-            others.append(start + _others(len(group), few, random))
+        for group, (own, apart) in zip(groups, drawn, strict=True):
+            noise.append(own)
+            others.append(start + apart)
             start += len(group)
         device = self.clap.backbone.device
         found: ClapTerms = self.clap(
             groups,
             torch.cat(noise, 1).to(device),
-            torch.cat(others).to(device) if few else None,
+            torch.cat(others).to(device) if others[0].shape[1] else None,
             skip=first,
             standard_kl=self.settings.standard_kl,
         )

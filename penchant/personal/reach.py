@@ -26,6 +26,7 @@ from penchant.generation import Generator
 from penchant.personal.clap import Clap
 from penchant.personal.groups import Group
 from penchant.personal.reading import in_batches
+from penchant.processes import all_sum, share, whole
 
 LIMIT = 1.1
 """Perplexity of answers may grow by a tenth."""
@@ -60,7 +61,10 @@ class Reach:
         seed: int,
         show_progress: bool = False,
     ) -> Reach:
-        """Measured on answers to some of the prompts, at most as long as those of the groups."""
+        """Measured on answers to some of the prompts, at most as long as those of the groups.
+
+        The processes of a launch share prompts and answers out.
+        """
         few, asked = list(groups[:PROMPTS]), list(dict.fromkeys(map(repr, prompts)))
         texts = {repr(prompt): prompt for prompt in prompts}
         rows = [texts[key] for key in asked[:PROMPTS] for _ in range(1 + DRAWS)]
@@ -73,7 +77,7 @@ class Reach:
         longest = min(LONGEST, max(len(item.response) for group in few for item in group))
         longest = min(longest, clap.backbone.chat.max_length // 2)  # given responses may leave a prompt no room
         sampling: dict[str, Any] = {"answers": 1, "max_new_tokens": longest, "temperature": 1.0, "top_p": 0.95}
-        said = generator.sample(rows, z=z, seed=seed, show_progress=show_progress, **sampling)
+        said = generator.sample(rows, z=z, seed=seed, show_progress=show_progress, shared=True, **sampling)
         whole = [each[0] if each[0].strip() else "." for each in said]
         cost = -per_token(clap, clap.backbone.chat.encode(rows, whole))
         features = torch.stack([-(z @ toward).double(), reach.length(z).square()], 1)
@@ -120,7 +124,8 @@ def first_terms(clap: Clap, groups: Sequence[Group], show_progress: bool = False
     """
     likelier = torch.zeros(clap.latent, dtype=torch.float64)
     strays = torch.zeros(clap.latent, clap.latent, dtype=torch.float64)
-    for group in tqdm(groups, unit="prompt", desc="reach of z", disable=not show_progress, leave=False):
+    own = groups[share(len(groups))]
+    for group in tqdm(own, unit="prompt", desc="reach of z", disable=not show_progress, leave=False):
         z = torch.zeros(len(group), clap.latent, device=clap.backbone.device, requires_grad=True)
         with torch.enable_grad():
             said = clap.log_probs(group, z)
@@ -129,13 +134,13 @@ def first_terms(clap: Clap, groups: Sequence[Group], show_progress: bool = False
         g = (slopes - slopes.mean(0)).double().cpu()
         likelier += (each - each.mean()) @ g
         strays += g.T @ g
+    likelier, strays = all_sum(likelier), all_sum(strays)
     count = sum(map(len, groups))
     return (likelier / count).float(), (strays / count + FLOOR * torch.eye(clap.latent)).float()
 
 
 def per_token(clap: Clap, items: Sequence[Tokens]) -> Tensor:
     """Mean log-probability a token [n] of responses under the LLM as it is."""
-    parts = in_batches(lambda some: clap.log_probs(some, None), list(items))
+    parts = in_batches(lambda some: clap.log_probs(some, None).cpu(), items[share(len(items))])
     lengths = torch.tensor([len(item.response) for item in items])
-    found: Tensor = torch.cat(parts).cpu() / lengths
-    return found
+    return whole(torch.cat([torch.zeros(0), *parts]), len(items)) / lengths

@@ -36,6 +36,7 @@ from penchant.errors import InputError
 from penchant.packing import stack_keys
 from penchant.personal.clap import Clap
 from penchant.personal.groups import Group
+from penchant.processes import all_sum, from_main, share, wait
 from penchant.store_views import open_store
 
 RIDGE = 3.0
@@ -67,7 +68,7 @@ def principal_start(
     clap: Clap, groups: Sequence[Group], cache: str | Path | None = None, show_progress: bool = False
 ) -> Start:
     """z of the groups' responses, and its axes. The LLM reads each text up to `read_layer`, cached as everywhere, and
-    once more for g.
+    once more for g. The processes of a launch share both out, and need a cache on a disk that all of them see.
 
     Raises InputError where the responses span fewer directions than z has.
     """
@@ -78,7 +79,7 @@ def principal_start(
 def principal_z(clap: Clap, groups: Sequence[Group], cache: str | Path | None) -> tuple[list[Tensor], Tensor]:
     """z [N, latent] of each group's responses, and the projection [n, latent] that makes it of h."""
     latent, sizes = clap.latent, [len(group) for group in groups]
-    found = middle_states(clap, [item for group in groups for item in group], cache)
+    found = middle_states(clap, [item for group in groups for item in group], cache, shared=True)
     apart = torch.cat([rows - rows.mean(0) for rows in found.split(sizes)])
     _, widths, directions = torch.linalg.svd(apart, full_matrices=False)
     if len(widths) < latent or widths[latent - 1] <= 1e-6 * widths[0]:
@@ -89,15 +90,24 @@ def principal_z(clap: Clap, groups: Sequence[Group], cache: str | Path | None) -
     first = directions[:latent]
     signs = torch.sign(first.gather(1, first.abs().argmax(1, keepdim=True)))  # of the largest entry, so it is never 0
     projection = (first * signs).T / (widths[:latent] / len(apart) ** 0.5)
+    projection = from_main(projection)
     return list((apart @ projection).float().split(sizes)), projection.float()
 
 
-def middle_states(clap: Clap, items: Sequence[Tokens], cache: str | Path | None, progress: Any = None) -> Tensor:
-    """Mean states [r, n] of r responses behind `read_layer`, float64; texts whose latents are cached are not run."""
+def middle_states(
+    clap: Clap, items: Sequence[Tokens], cache: str | Path | None, progress: Any = None, *, shared: bool = False
+) -> Tensor:
+    """Mean states [r, n] of r responses behind `read_layer`, float64; texts whose latents are cached are not run.
+
+    `shared`: all processes of a launch ask for the same, and run a share each.
+    """
     backbone = clap.backbone
     recipe = backbone.recipe((f"{read_layer(backbone.depth)}:mean",))
     store = open_store(cache, recipe)
-    encode(backbone, recipe, items, store, progress=progress)
+    encode(backbone, recipe, items[share(len(items))] if shared else items, store, progress=progress)
+    if shared:
+        wait()
+        store.refresh()
     return torch.from_numpy(store.read(stack_keys(item.key for item in items))).double()
 
 
@@ -109,17 +119,18 @@ def natural_axes(
     width = len(layers) * clap.backbone.width
     cross = torch.zeros(clap.latent, width, dtype=torch.float64)
     fisher = torch.zeros(width, width, dtype=torch.float64)
-    shown = tqdm(groups, unit="prompt", desc="what z does", disable=not show_progress, leave=False)
-    for group, z in zip(shown, targets, strict=True):
+    own = share(len(groups))
+    shown = tqdm(groups[own], unit="prompt", desc="what z does", disable=not show_progress, leave=False)
+    for group, z in zip(shown, targets[own], strict=True):
         g = shift_scores(clap, group, layers).double().cpu()
         cross += z.double().T @ g
         fisher += g.T @ g
     count = sum(map(len, groups))
-    cross, fisher = cross / count, fisher / count
+    cross, fisher = all_sum(cross) / count, all_sum(fisher) / count
     ridge = RIDGE * fisher.diagonal().mean() * torch.eye(width, dtype=torch.float64)
     axes = torch.linalg.solve(fisher + ridge, cross.T).T
     cost = ((axes @ fisher) * axes).sum(1)  # twice the nats of each coordinate's unit
-    axes = (axes / cost.mean().sqrt()).float()
+    axes = from_main((axes / cost.mean().sqrt()).float())
     return dict(zip(layers, axes.chunk(len(layers), 1), strict=True))
 
 

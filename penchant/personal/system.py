@@ -29,6 +29,8 @@ from penchant.personal.reach import LIMIT, Reach
 from penchant.personal.reading import save_z
 from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
+from penchant.processes import asked_to_shard, is_main, told, wait
+from penchant.processes import start as start_processes
 from penchant.saved import read_json, read_tensors
 
 CONFIG, WEIGHTS = "config.json", "clap.safetensors"
@@ -79,7 +81,8 @@ class PersonalLLM(People):
     ) -> PersonalLLM:
         """Train CLaP on several responses a prompt, the LLM's own or those given; a killed run goes on where it was.
 
-        With `settings.unfreeze` the LLM is trained too, in float32, and lies in the folder then.
+        With `settings.unfreeze` the LLM is trained too, in float32, and lies in the folder then. Under `accelerate
+        launch` the processes share the work, and the main one writes what is kept.
 
         Args:
             responses: two or more different texts for each prompt; None samples `answers` texts for each from the LLM.
@@ -97,6 +100,13 @@ class PersonalLLM(People):
         if responses is not None:
             check_responses(prompts, responses)
         settings = settings or ClapSettings(seed=seed)
+        if asked_to_shard():
+            raise InputError(
+                "pretrain cannot shard the LLM: prompts are read once and used through their cache, for which FSDP does"
+                " not put a layer's weights together again; launch without FSDP."
+            )
+        start_processes()
+        show_progress = show_progress and is_main()
         dtype = "float32" if settings.unfreeze and dtype == "auto" else dtype
         llm, backbone = load_whole(model, dtype, revision, max_length)
         settings.check_llm(backbone.dtype)
@@ -115,14 +125,15 @@ class PersonalLLM(People):
                 seed=seed,
                 file=target / "answers.jsonl",
                 show_progress=show_progress,
+                shared=True,
             )
             sampling = {**generator.cost.to_dict(), "answers_each": answers, "max_new_tokens": max_new_tokens}
         groups = groups_of(clap, prompts, texts, sampled=responses is None)
         train, held_out = _split(groups, seed)
-        plain = plain_log_probs(clap, held_out)
+        plain = plain_log_probs(clap, held_out) if is_main() else None
         start = principal_start(clap, train, cache, show_progress) if settings.begin_epochs else None
         log = train_clap(clap, train, settings, target, start, show_progress=show_progress)
-        figures = evaluate_clap(clap, held_out, plain=plain)
+        figures = told(evaluate_clap(clap, held_out, plain=plain) if is_main() else None)
         weights = _weights(clap)
         reach = Reach.of(clap.eval(), generator, prompts, train, seed, show_progress)
         facts = {
@@ -140,6 +151,9 @@ class PersonalLLM(People):
             "log": log,
             "digest": _digest(weights),
         }
+        if not is_main():
+            wait()
+            return cls(clap, generator, facts, target)
         if settings.unfreeze:
             facts |= save_llm(llm, backbone, target)
         if start is not None and not settings.epochs:  # else z has moved
@@ -147,7 +161,9 @@ class PersonalLLM(People):
             save_z(target / KEPT, items, torch.cat(start.targets), start.projection)
         save_file(weights, target / WEIGHTS)
         (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        return cls(clap, generator, facts, target)
+        made = cls(clap, generator, facts, target)
+        wait()
+        return made
 
     @classmethod
     def load(cls, folder: str | Path) -> PersonalLLM:

@@ -30,6 +30,9 @@ from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings, check_installed
 from penchant.policy.trainer import AlignTrainer, history
+from penchant.processes import asked_to_shard, is_main, told, world
+from penchant.processes import start as start_processes
+from penchant.sharding import is_sharded, unsharded
 
 LOG_ROWS = 40
 """Rows of metrics.jsonl that a run aims at,"""
@@ -56,10 +59,16 @@ def align_run(
     """Train a policy on some pairs, test it on others; returns it and what metrics.json says.
 
     `folder` gets checkpoints/, from which a run that was killed goes on bit for bit, metrics.jsonl and policy/.
+
+    Under `accelerate launch` all processes train. The main one alone writes and evaluates; in the others the metrics
+    are empty, and with FSDP the policy is left in parts.
     """
     model, revision = named(model, revision)
     check_installed(settings)
-    check_alone()
+    check_shares(settings)
+    show_progress = show_progress and is_main()
+    asked_to_shard()
+    start_processes()
     if not settings.lora:
         if dtype == "bfloat16":
             raise InputError("all weights are trained in float32, as bf16 swallows small steps; leave out --dtype.")
@@ -79,7 +88,7 @@ def align_run(
         of_held_out = PairLogProbs(*(part[len(pairs) :] for part in reference))
     prompts = [prompt for prompt in test["prompt"][: 4 * EXAMPLES] if to_text(prompt).strip()][:EXAMPLES]
     room = min(EXAMPLE_TOKENS, max_length // 2)
-    before = generate(policy, prompts, max_new_tokens=room)
+    before = generate(policy, prompts, max_new_tokens=room) if is_main() else []
     policy = make_policy(llm, backbone, settings, trunk, asked=(model, revision), people=people)
     start = time.perf_counter()
     trainer = train_policy(
@@ -87,23 +96,29 @@ def align_run(
     )
     spent = time.perf_counter() - start
     policy.eval()
-    if not all(bool(torch.isfinite(p).all()) for p in policy.parameters() if p.requires_grad):
+    sizes, stepped, state = _sizes(policy), trainer.stepped, trainer.state
+    if not all(bool(unsharded(torch.isfinite(p).all())) for p in policy.parameters() if p.requires_grad):
         raise InputError(
             "training diverged: weights are no longer finite; give a lower --learning_rate, and a new --out."
         )
-    policy.save_pretrained(Path(folder) / "policy")
+    trainer.save_policy(Path(folder) / "policy")
+    del trainer  # and its moments
+    if not is_main():
+        return policy, {}
+    if is_sharded(policy):  # the others have gone home, so what is left takes an LLM of its own
+        policy = Policy.from_pretrained(Path(folder) / "policy", dtype=policy.facts["dtype"])
     metrics = evaluate_policy(policy, loss, test, held_out, of_held_out, train=train, seed=settings.seed)
     metrics["examples"] = examples(policy, prompts, before, metrics, room)
     metrics |= {
         "data": {"train": {"name": names[0], **describe(train)}, "test": {"name": names[1], **describe(test)}},
-        "policy": {**policy.facts, "dtype_reason": backbone.dtype_reason, **_sizes(policy)},
-        "history": history(trainer.state.log_history),
+        "policy": {**policy.facts, "dtype_reason": backbone.dtype_reason, **sizes},
+        "history": history(state.log_history),
         "seed": settings.seed,
         "cost": {
             "reference_seconds": seconds,
             "train_seconds": spent,
-            "step_seconds": spent / max(1, trainer.stepped),
-            "steps": trainer.state.global_step,
+            "step_seconds": spent / max(1, stepped),
+            "steps": state.global_step,
             "tokens": sum(len(c) + len(r.response) for c, r in pairs),
             "truncated": sum(item.cut > 0 for pair in pairs for item in pair),
         },
@@ -124,7 +139,9 @@ def train_policy(
 ) -> AlignTrainer:
     """Train; goes on from the last checkpoint in `folder`, if there is one."""
     trainer = make_trainer(policy, loss, pairs, reference, settings, folder, person=person, show_progress=show_progress)
-    last = last_checkpoint(folder / "checkpoints", identity(policy, settings, pairs, person))
+    made_with = identity(policy, settings, pairs, person)
+    found = told(str(last_checkpoint(folder / "checkpoints", made_with) or "") if is_main() else None)
+    last = Path(found) if found else None
     if last is not None and json.loads((last / STATE).read_text(encoding="utf-8"))["global_step"] >= trainer.last_step:
         trainer.take_over(last)  # it was finished
     else:
@@ -132,10 +149,14 @@ def train_policy(
     return trainer
 
 
-def check_alone() -> None:
-    """One process on one device: the packed run of the LLM is not spread over several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("penchant align trains on one device; start it without torchrun or accelerate launch.")
+def check_shares(settings: Settings) -> None:
+    """InputError for pairs run at once that the processes of a launch cannot share evenly, and for fp16."""
+    micro = settings.micro_batch or settings.batch_size
+    if micro % world():
+        name = "micro_batch" if settings.micro_batch else "batch_size"
+        raise InputError(f"{name} is {micro}, the pairs of all {world()} processes; give a multiple of {world()}.")
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        raise InputError("a policy is trained in float32 or with bf16; launch with --mixed_precision no, or bf16.")
 
 
 def make_trainer(
@@ -175,6 +196,7 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=not show_progress,
+        ddp_find_unused_parameters=False,
         log_level="error",
     )
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)

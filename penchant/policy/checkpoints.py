@@ -1,21 +1,32 @@
-"""Which checkpoint a run goes on from: the newest whole one, and only one that was made with the very same settings."""
+"""Which checkpoint a run goes on from: the newest whole one, and only one that was made with the very same settings.
+
+And what a checkpoint holds beside the policy: the optimizer, the schedule and the random numbers, as safetensors with
+JSON in their headers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from penchant.checkpoint import moments, put_moments, read_tensors, write_tensors
 from penchant.errors import InputError
 from penchant.policy.batches import TokenPair
 from penchant.policy.policy import Policy
 from penchant.policy.settings import Settings
+from penchant.processes import is_main
 
 STATE = "trainer_state.json"
 """Of a checkpoint the last file to be written."""
+STEPS, RANDOM = "optimizer.safetensors", "random.safetensors"
 
 
 def identity(
@@ -41,3 +52,46 @@ def last_checkpoint(folder: Path, made_with: dict[str, Any]) -> Path | None:
     claim.write_text(json.dumps(made_with, indent=1) + "\n", encoding="utf-8")
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}")]  # written last
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def save_steps(checkpoint: Path, policy: Policy, optimizer: Any, scheduler: Any) -> None:
+    """The optimizer's state, its learning rates, and the schedule's; by all processes at once."""
+    state = moments(policy, optimizer)
+    if is_main():
+        rates = [group["lr"] for group in optimizer.param_groups]
+        write_tensors(checkpoint / STEPS, state, {"rates": rates, "schedule": scheduler.state_dict()})
+
+
+def load_steps(checkpoint: Path, policy: Policy, optimizer: Any, scheduler: Any) -> None:
+    """Put back what `save_steps` wrote; InputError for a checkpoint of an older Penchant, which held pickles."""
+    if not (checkpoint / STEPS).is_file():
+        raise InputError(
+            f"{checkpoint} has no {STEPS}, as an older Penchant wrote it; delete {checkpoint.parent}, or give another"
+            " --out."
+        )
+    state, facts = read_tensors(checkpoint / STEPS)
+    put_moments(policy, optimizer, state)
+    for group, rate in zip(optimizer.param_groups, facts["rates"], strict=True):
+        group["lr"] = rate
+    scheduler.load_state_dict(facts["schedule"])
+
+
+def save_random(checkpoint: Path) -> None:
+    """Where the generators of Python, numpy and torch stand."""
+    name, keys, *others = np.random.get_state()  # noqa: NPY002
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys))}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    write_tensors(checkpoint / RANDOM, tensors, {"python": random.getstate(), "numpy": [name, *others]})
+
+
+def load_random(checkpoint: Path) -> None:
+    """Put back what `save_random` wrote."""
+    tensors, facts = read_tensors(checkpoint / RANDOM)
+    version, state, gauss = facts["python"]
+    random.setstate((version, tuple(state), gauss))
+    name, *others = facts["numpy"]
+    np.random.set_state((name, tensors["numpy"].numpy(), *others))  # noqa: NPY002
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])

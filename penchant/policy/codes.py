@@ -41,6 +41,9 @@ class PairStates(NamedTuple):
     rejected: Tensor
     evidence: Tensor | None = None
     """[b, K], for each code the log-likelihood of other pairs that the same person judged; None if nothing is known."""
+    among: tuple[int, int] | None = None
+    """These are the pairs from the first number on of a batch of as many as the second says, which several processes
+    share; None where they are the whole batch. What is random is drawn for the batch, however it is shared."""
 
 
 class Draw(NamedTuple):
@@ -140,15 +143,19 @@ class LatentCodes(nn.Module):
             weights = posterior.softmax(-1)
         else:
             posterior = self.posterior_logits(states)
-            weights = g * self._gumbel(prior) + (1 - g) * self._gumbel(posterior)
+            weights = g * self._gumbel(prior, states.among) + (1 - g) * self._gumbel(posterior, states.among)
         kl = kl_divergence(posterior, prior)
         return Draw(self.z(weights), kl, prior.detach().softmax(-1), posterior.detach().softmax(-1))
 
     def expected(self, prompt: Tensor) -> Tensor:
         return self.z(self.prior_logits(prompt).softmax(-1))
 
-    def _gumbel(self, logits: Tensor) -> Tensor:
-        return F.gumbel_softmax(logits, tau=self.temperature)
+    def _gumbel(self, logits: Tensor, among: tuple[int, int] | None) -> Tensor:
+        """F.gumbel_softmax, with the noise of these rows of the batch."""
+        b = len(logits)
+        first, n = among or (0, b)
+        noise = -logits.new_empty(n, self.codes).exponential_().log()
+        return ((logits + noise[first : first + b]) / self.temperature).softmax(-1)
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:

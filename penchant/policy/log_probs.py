@@ -111,7 +111,8 @@ class Responses:
         b = self.b
         counts = torch.bincount(self.owner, minlength=2 * b).clamp(min=1)  # none where nothing predicts the only token
         sums = torch.zeros(2 * b, device=each.device).index_add(0, self.owner, each)
-        return PairLogProbs(sums[:b], sums[b:], counts[:b], counts[b:])
+        chosen, rejected = sums[:b].clone(), sums[b:].clone()  # FSDP warns of views
+        return PairLogProbs(chosen, rejected, counts[:b], counts[b:])
 
 
 class _Room(NamedTuple):

@@ -26,6 +26,8 @@ EVAL_BUDGET = 1024
 """Tokens run at once where nothing is trained."""
 Shift = Callable[[PairStates], "Tensor | None"]
 """z [b, d] of some pairs, or None for no z."""
+Likelihood = Callable[[PairLogProbs, Tensor], Tensor]
+"""[b, K] of the pairs' log-probabilities and of the z [b, d] they were had under."""
 Result = TypeVar("Result")
 
 
@@ -41,6 +43,8 @@ class PolicyOutput(NamedTuple):
     """[b, d], what was added; None without a latent."""
     watched: dict[str, PairLogProbs]
     """Where it was asked for: the same pairs under the expectation of the "prior" and of the "posterior"."""
+    said: Tensor | None = None
+    """[b, K], where it was asked for: the log-likelihood of each pair under each code."""
 
 
 class Policy(nn.Module):
@@ -90,19 +94,33 @@ class Policy(nn.Module):
         return PairStates(prompt, last[:b], last[b:]), responses
 
     def forward(
-        self, pairs: Sequence[TokenPair], g: float = 1.0, watch: bool = False, evidence: Tensor | None = None
+        self,
+        pairs: Sequence[TokenPair],
+        g: float = 1.0,
+        watch: bool = False,
+        evidence: Tensor | None = None,
+        among: tuple[int, int] | None = None,
+        likelihood: Likelihood | None = None,
     ) -> PolicyOutput:
-        """One training pass over b pairs, with a z of each where there are codes; `evidence` as in `PairStates`."""
+        """One training pass over b pairs, with a z of each where there are codes.
+
+        Args:
+            evidence, among: as in `PairStates`.
+            likelihood: makes `said` of the output. It takes a derivative, which must be done before the forward pass
+                is: weights that are sharded are whole until then.
+        """
         states, under = self.run(lay_out(pairs, packed=self.backbone.packed))
         if self.codes is None:
             return PolicyOutput(under(None), torch.zeros(len(pairs), device=states.prompt.device), None, None, None, {})
-        states = states._replace(evidence=evidence)
+        states = states._replace(evidence=evidence, among=among)
         draw = self.codes.draw(states, g)
         watched = {}
         if watch and isinstance(self.codes, LatentCodes):
             with torch.no_grad():
                 watched = under.each({"prior": self.expected(states), "posterior": self.by_posterior(states)})
-        return PolicyOutput(under(draw.z), draw.kl, draw.prior, draw.posterior, draw.z, watched)
+        log_probs = under(draw.z)
+        said = likelihood(log_probs, draw.z) if likelihood is not None else None
+        return PolicyOutput(log_probs, draw.kl, draw.prior, draw.posterior, draw.z, watched, said)
 
     def expected(self, states: PairStates) -> Tensor | None:
         """z from the prior's expectation, what inference takes by default."""
@@ -147,7 +165,8 @@ class Policy(nn.Module):
                 states[number] = [part[at] for part in of]
                 for name, probs in made.items():
                     found[name][number] = [part[at] for part in probs]
-        seen = PairStates(*_columns(states))._replace(evidence=evidence)
+        prompt, chosen, rejected = _columns(states)
+        seen = PairStates(prompt, chosen, rejected, evidence)
         return seen, {name: PairLogProbs(*_columns(rows)) for name, rows in found.items()}
 
     def over_batches(
@@ -206,7 +225,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def weights_by_posterior(self, states: PairStates) -> Tensor:
         """The posterior's code weights, float32 [n, K] on the CPU, of states as `score` returns them."""
-        moved: Any = [part.to(self.backbone.device) if part is not None else None for part in states]
+        moved: Any = [part.to(self.backbone.device) if part is not None else None for part in states[:4]]
         return self._codes().posterior_logits(PairStates(*moved)).softmax(-1).cpu()
 
     def log_probs(self, pairs: Dataset, z: Tensor | None = None) -> PairLogProbs:
@@ -238,9 +257,12 @@ class Policy(nn.Module):
 
     # ---- saving and loading -----------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, codes.safetensors where there are codes, and adapter/ (LoRA) or model/ (all weights)."""
-        saving.save(self, Path(folder))
+    def save_pretrained(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write config.json, codes.safetensors where there are codes, and adapter/ (LoRA) or model/ (all weights).
+
+        `state` are the weights by name where the policy itself has only parts of them (sharding.py).
+        """
+        saving.save(self, Path(folder), state)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: str | None = None) -> Policy:

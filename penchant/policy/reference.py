@@ -2,6 +2,8 @@
 
 They lie in the latents' cache as vectors of length one, so they are found again by what was read (the ids) and by what
 read it (model, template, number type), whatever file the pairs came from. No second model is ever in memory.
+
+Several processes share the sequences out; the main one alone reads and writes the cache, and tells the others.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from penchant.backbone import Backbone
 from penchant.latents import Recipe
@@ -20,6 +23,7 @@ from penchant.packing import stack_keys
 from penchant.policy.batches import TokenPair
 from penchant.policy.losses import PairLogProbs
 from penchant.policy.policy import Policy
+from penchant.processes import from_main, is_main, share, told, whole, world
 from penchant.store import Store, default_root
 
 CHUNK = 256
@@ -39,25 +43,34 @@ def reference_log_probs(
     Only sequences that the cache lacks go through the LLM.
     """
     start = time.perf_counter()
-    store = Store(cache or default_root(), reference_recipe(policy.backbone))
-    keys = [stack_keys(pair[side].key for pair in pairs) for side in (0, 1)]
     items = {item.key: item for pair in pairs for item in pair}
-    known = store.has(stack_keys(items))
+    store = Store(cache or default_root(), reference_recipe(policy.backbone)) if is_main() else None
+    known = told(store.has(stack_keys(items)).tolist() if store is not None else None)
     missing = [item for item, there in zip(items.values(), known, strict=True) if not there]
-    for first in range(0, len(missing), 2 * CHUNK):
-        part = missing[first : first + 2 * CHUNK]
+    for first in range(0, len(missing), 2 * CHUNK * world()):
+        part = missing[first : first + 2 * CHUNK * world()]
         couples = list(zip(part[::2], [*part[1::2], *part[-1:]], strict=False))  # two at a time, as pairs are run
         said = f"{label} {first + len(part):,}/{len(missing):,}" if label else None
-        _, found = policy.score(couples, {"": lambda _: None}, label=said)
-        values = dict(zip((item.key for couple in couples for item in couple), _flat(found[""]), strict=True))
-        store.write(stack_keys(values), np.array([[value] for value in values.values()], np.float32))
-    if len(missing):
+        values = _scored(policy, couples, said)
+        if store is not None:
+            rows = zip((item.key for couple in couples for item in couple), values.flatten().tolist(), strict=True)
+            found = dict(rows)
+            store.write(stack_keys(found), np.array([[value] for value in found.values()], np.float32))
+    if store is not None and len(missing):
         store.refresh()
         store.compact()
-    chosen, rejected = (torch.from_numpy(store.read(each)[:, 0]) for each in keys)
+    both = torch.zeros(2, len(pairs))
+    if store is not None:
+        sides = [store.read(stack_keys(pair[side].key for pair in pairs)) for side in (0, 1)]
+        both = torch.from_numpy(np.stack(sides)[:, :, 0])
+    chosen, rejected = from_main(both)
     lengths = (torch.tensor([len(pair[side].response) for pair in pairs]) for side in (0, 1))
     return PairLogProbs(chosen, rejected, *lengths), time.perf_counter() - start
 
 
-def _flat(found: PairLogProbs) -> list[float]:
-    return [float(value) for couple in zip(found.chosen, found.rejected, strict=True) for value in couple]
+def _scored(policy: Policy, couples: list[TokenPair], label: str | None) -> Tensor:
+    """Log-probabilities [n, 2] of couples of sequences, each process running its share."""
+    own = couples[share(len(couples))]
+    found = policy.score(own, {"": lambda _: None}, label=label)[1][""] if own else None
+    values = torch.stack([found.chosen, found.rejected], 1) if found is not None else torch.zeros(0, 2)
+    return whole(values, len(couples))

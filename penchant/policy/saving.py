@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from penchant.backbone import Backbone, load_whole
@@ -26,18 +27,24 @@ NEEDED = "loss", "base", "asked_revision", "dtype", "max_length", "lora", "laten
 CURE = "save the policy again."
 
 
-def save(policy: Policy, folder: Path) -> None:
+def save(policy: Policy, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a policy; `state` are its weights by name where it is sharded and has only parts of them itself."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(policy.facts, indent=2) + "\n", encoding="utf-8")
     if isinstance(policy.codes, nn.Module):
-        tensors = {name: value.contiguous() for name, value in policy.codes.state_dict().items()}
-        save_file(tensors, folder / CODES)
+        tensors = policy.codes.state_dict() if state is None else _below("codes", state)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / CODES)
     model: Any = policy.model
+    of_model = {} if state is None else {"state_dict": _below("model", state)}
     if policy.facts["lora"] is not None:
-        model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # no adapter is on them
+        model.save_pretrained(folder / "adapter", save_embedding_layers=False, **of_model)  # no adapter is on them
     else:
-        model.save_pretrained(folder / "model")
+        model.save_pretrained(folder / "model", **of_model)
         policy.backbone.chat.tokenizer.save_pretrained(folder / "model")
+
+
+def _below(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, LatentCodes | None, dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""Preference optimisation on transformers' Trainer: mixed precision, checkpoints and resume come from it."""
+"""Preference optimisation on transformers' Trainer: mixed precision, the order of the pairs and logging come from it.
+
+Several processes (processes.py) all see the same batches, and each runs its share of every one. A pair counts alike
+wherever it is run, so their losses and gradients are those of one process.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,14 @@ from penchant.attention import attending, current_pack
 from penchant.errors import InputError
 from penchant.heads.base import pair_accuracy
 from penchant.policy.batches import TokenPair
-from penchant.policy.checkpoints import STATE
+from penchant.policy.checkpoints import STATE, load_random, load_steps, save_random, save_steps
 from penchant.policy.codes import PEOPLE, LatentCodes
 from penchant.policy.losses import Loss, PairLogProbs
 from penchant.policy.people import code_likelihood
 from penchant.policy.policy import Policy, PolicyOutput
 from penchant.policy.watch import code_figures
+from penchant.processes import asked_to_shard, is_main, share, whole, world
+from penchant.sharding import is_sharded, shard, whole_state
 
 Item = tuple[TokenPair, float, float, int, int]
 """A pair, the reference's log-probabilities of chosen and rejected, who judged it (-1: unknown), and its row."""
@@ -80,11 +86,34 @@ class AlignTrainer(transformers.Trainer):
         """Where this session began, and how many steps it has made."""
         super().__init__(policy, arguments, train_dataset=items, data_collator=_collate)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs
+        self.sharded = asked_to_shard()
         self.remove_callback(transformers.PrinterCallback)  # metrics.jsonl has the rows
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if self.sharded and not is_sharded(self.policy):
+            if resume_from_checkpoint is not None:
+                self._load_from_checkpoint(resume_from_checkpoint)
+            shard(self.policy, self.policy.backbone.layers)
         transformers.set_seed(self.args.seed)  # the draws must not depend on what ran before
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """Whole batches, the same in every process; each takes its share when it has them."""
+        from accelerate.data_loader import prepare_data_loader  # type: ignore[import-untyped]
+
+        loader: Any = torch.utils.data.DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            self.args.per_device_train_batch_size,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, use_seedable_sampler=True
+        )
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        return Sharded(model) if self.sharded and training else super()._wrap_model(model, training, dataloader)
 
     @property
     def last_step(self) -> int:
@@ -98,7 +127,8 @@ class AlignTrainer(transformers.Trainer):
         """The end of a run that was finished: its weights and its log."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = transformers.TrainerState.load_from_json(str(checkpoint / STATE))
-        write_history(self.state.log_history, checkpoint.parent.parent / "metrics.jsonl")
+        if is_main():
+            write_history(self.state.log_history, checkpoint.parent.parent / "metrics.jsonl")
 
     @property
     def policy(self) -> Policy:
@@ -113,32 +143,53 @@ class AlignTrainer(transformers.Trainer):
         g = min(1.0, step / max(1, self.state.max_steps - 1))
         watch = (step + 1) % max(1, int(self.args.logging_steps)) == 0
         codes, rows, person = self.policy.codes, inputs["rows"], inputs["person"]
+        b = len(rows)
+        own = share(b)
+        count = own.stop - own.start
+        if not count:  # a process without a pair of its own runs one that counts for nothing
+            own = slice(0, 1)
         # What a pair said itself, in an earlier epoch, must not explain its label.
-        evidence = codes.evidence[person] - self.said[rows] if self.said is not None else None
-        output: PolicyOutput = model(inputs["pairs"], g=g, watch=watch, evidence=evidence)
-        chosen, rejected = inputs["reference"].to(output.kl.device).T
-        reference = output.log_probs._replace(chosen=chosen, rejected=rejected)
+        evidence = codes.evidence[person[own]] - self.said[rows[own]] if self.said is not None else None
+        chosen, rejected = inputs["reference"][own].to(self.policy.backbone.device).T
+
+        def referred(probs: PairLogProbs) -> PairLogProbs:
+            return probs._replace(chosen=chosen, rejected=rejected)
+
+        def likelihood(probs: PairLogProbs, z: Tensor) -> Tensor:
+            return code_likelihood(self.loss, self.loss.margins(probs, referred(probs)), z, codes.codebook)
+
+        output: PolicyOutput = model(
+            inputs["pairs"][own],
+            g=g,
+            watch=watch,
+            evidence=evidence,
+            among=(own.start, b),
+            likelihood=likelihood if self.said is not None else None,
+        )
+        reference = referred(output.log_probs)
         margins = self.loss.margins(output.log_probs, reference)
-        total = self.loss(margins).mean() + self.kl_weight * output.kl.mean()
-        if self.said is not None and output.z is not None:
-            found = code_likelihood(self.loss, margins, output.z, codes.codebook)
+        # The mean over the processes, which is what becomes of gradients, is the mean over the batch.
+        total = world() * count / b * (self.loss(margins).mean() + self.kl_weight * output.kl.mean())
+        if self.said is not None and output.said is not None:
+            found = whole(output.said[:count], b)
             codes.evidence.index_add_(0, person, found - self.said[rows])
             self.said[rows] = found
-        self._note(output, reference, margins, g)
+        self._note(output, reference, margins, g, count, b)
         self.stepped = step + 1 - self.first_step
         return (total, {"margins": margins}) if return_outputs else total
 
     @torch.no_grad()
-    def _note(self, output: PolicyOutput, reference: PairLogProbs, margins: Tensor, g: float) -> None:
-        """Keep what the next log row says."""
-        window = self.window
-        window["margins"].append(margins.detach().float().cpu())
-        window["g"].append(g)
+    def _note(
+        self, output: PolicyOutput, reference: PairLogProbs, margins: Tensor, g: float, count: int, b: int
+    ) -> None:
+        """Keep what the next log row says of the whole batch of b pairs, the first `count` of which here are ours."""
+        found = {"margins": margins}
         if output.prior is not None and output.posterior is not None:
-            window["prior"].append(output.prior.float().cpu())
-            window["posterior"].append(output.posterior.float().cpu())
-        for name, probs in output.watched.items():
-            window[f"watched_{name}"].append(self.loss.margins(probs, reference).float().cpu())
+            found |= {"prior": output.prior, "posterior": output.posterior}
+        found |= {f"watched_{name}": self.loss.margins(probs, reference) for name, probs in output.watched.items()}
+        for name, part in found.items():
+            self.window[name].append(whole(part[:count].detach().float(), b).cpu())
+        self.window["g"].append(g)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add margins, accuracy and what the codes do; keep the row in metrics.jsonl."""
@@ -164,7 +215,8 @@ class AlignTrainer(transformers.Trainer):
             logs |= {"seconds": now - self.last_log}
         self.last_log = now
         super().log(logs, start_time)
-        write_history(self.state.log_history, Path(str(self.args.output_dir)).parent / "metrics.jsonl")
+        if is_main():
+            write_history(self.state.log_history, Path(str(self.args.output_dir)).parent / "metrics.jsonl")
 
     # ---- what is learned how fast ---------------------------------------------------------------------------------
 
@@ -195,19 +247,62 @@ class AlignTrainer(transformers.Trainer):
         found: torch.optim.Optimizer = self.optimizer
         return found
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------------
+    # ---- checkpoints: safetensors and JSON, by the main process -----------------------------------------------------
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        self.policy.save_pretrained(folder)
-        if self.said is not None:
-            save_file({"said": self.said}, folder / SAID)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.save_policy(Path(output_dir or str(self.args.output_dir)))
+        if is_main() and self.said is not None:
+            save_file({"said": self.said}, Path(output_dir or str(self.args.output_dir)) / SAID)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy, of which each process may hold a part; for all processes at once."""
+        state = whole_state(self.policy, trained=self.policy.facts["lora"] is not None) if self.sharded else None
+        if is_main():
+            self.policy.save_pretrained(folder, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.first_step = int(Path(resume_from_checkpoint).name.split("-")[1])
-        self.policy.load_state(resume_from_checkpoint)
+        if not is_sharded(self.policy):  # else it was loaded before it was sharded
+            self.policy.load_state(resume_from_checkpoint)
         if self.said is not None:
             self.said.copy_(load_file(Path(resume_from_checkpoint) / SAID)["said"])
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_steps(Path(output_dir), self.policy, self.optimizer, self.lr_scheduler)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_steps(Path(checkpoint), self.policy, self.optimizer, self.lr_scheduler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if is_main():  # all processes draw the same
+            save_random(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random(Path(checkpoint))
+
+
+class Sharded(nn.Module):
+    """A sharded policy as the Trainer takes one that needs no more wrapping."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, *args: Any, **kwargs: Any) -> PolicyOutput:
+        output: PolicyOutput = self.policy(*args, **kwargs)
+        return output
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Within it gradients are not put together yet: the batch goes on."""
+        whole: Any = self.policy
+        whole.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            whole.set_requires_gradient_sync(True)
 
 
 def checkpointing() -> dict[str, Any]:

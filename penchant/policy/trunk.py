@@ -1,4 +1,7 @@
-"""The layers that stay frozen run once: their states of every token are kept, and training starts above them."""
+"""The layers that stay frozen run once: their states of every token are kept, and training starts above them.
+
+Several processes share the batches out and write into one file, so the cache must lie on a disk that all of them see.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from penchant.chat import Tokens, content_key
 from penchant.errors import InputError
 from penchant.packing import Batch, Tree, pack, packed_spans
 from penchant.policy.batches import TokenPair
+from penchant.processes import is_main, rank, told, wait, world
 from penchant.store_admin import STATES
 from penchant.workers import run_batches
 
@@ -78,7 +82,7 @@ class Trunk:
         path = folder / f"{digest.hexdigest()}{STATES}"
         size = (self.tokens, backbone.width)
         needed = self.tokens * backbone.width * backbone.dtype.itemsize
-        if not path.is_file() or path.stat().st_size != needed:
+        if not told(path.is_file() and path.stat().st_size == needed):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
             if needed > free:
@@ -86,17 +90,31 @@ class Trunk:
                     f"the states of {self.tokens:,} tokens take {needed / 2**30:.1f} GiB, {folder} has"
                     f" {free / 2**30:.1f} free; choose another --cache, fewer pairs, or leave out --top_layers."
                 )
-            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished = path.with_suffix(f".{told(os.getpid())}")
+            if is_main():  # else one process could cut off what another has written
+                unfinished.touch()
+                os.truncate(unfinished, needed)
+            wait()
             states = torch.from_file(str(unfinished), True, self.tokens * backbone.width, dtype=backbone.dtype).view(
                 size
             )
-            with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc="frozen layers", leave=False) as bar:
-                batches = pack(items, BUDGET, packed=True)
-                for batch, found in run_batches(backbone, batches, self._lower):
+            with tqdm(
+                total=self.tokens // world(),
+                unit="tok",
+                unit_scale=True,
+                desc="frozen layers",
+                leave=False,
+                disable=not is_main(),
+            ) as bar:
+                batches = list(pack(items, BUDGET, packed=True))
+                for batch, found in run_batches(backbone, batches[rank() :: world()], self._lower):
                     for key, (start, end) in zip(map(bytes, batch.keys), packed_spans(batch.trees), strict=True):
                         states[slice(*self._span[key])] = found[start:end]
                     bar.update(batch.tokens)
-            os.replace(unfinished, path)
+            wait()
+            if is_main():
+                os.replace(unfinished, path)
+            wait()
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(path)  # `penchant cache prune --older_than_days` goes by when it was last used
         return torch.from_file(str(path), False, self.tokens * backbone.width, dtype=backbone.dtype).view(size)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
@@ -17,7 +18,7 @@ from penchant.errors import InputError
 from penchant.policy.align import make_trainer, train_policy
 from penchant.policy.batches import TokenPair, token_pairs
 from penchant.policy.build import make_policy
-from penchant.policy.checkpoints import identity, last_checkpoint
+from penchant.policy.checkpoints import STATE, identity, last_checkpoint
 from penchant.policy.losses import PairLogProbs
 from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
@@ -134,6 +135,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make: Maker, tmp_path: Path, s
     rows = [[json.loads(line) | {"seconds": 0} for line in file.open()] for file in files]
     assert len(rows[0]) == STEPS
     assert rows[0] == rows[1]
+
+
+def test_a_checkpoint_holds_no_pickle_and_one_of_pickles_is_refused(make: Maker, tmp_path: Path) -> None:
+    trainer_of(make, tmp_path, save_steps=1, steps=1).train()
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    own = {"config.json", "codes.safetensors", "adapter", *("optimizer.safetensors", "random.safetensors", STATE)}
+    assert {path.name for path in checkpoint.iterdir()} == own
+    for path in tmp_path.rglob("*"):
+        if path.suffix == ".safetensors":
+            load_file(path)  # it may begin with any byte
+        elif path.is_file():  # a pickle, and the zip that torch.save makes
+            assert not path.read_bytes().startswith((b"\x80", b"PK")), path
+    (checkpoint / "optimizer.safetensors").rename(checkpoint / "optimizer.pt")
+    with pytest.raises(InputError, match="as an older Penchant wrote it"):
+        trainer_of(make, tmp_path, save_steps=1, steps=2).train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_micro_batches_give_the_step_of_the_whole_batch(make: Maker, tmp_path: Path) -> None:
