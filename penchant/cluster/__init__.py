@@ -1,0 +1,16 @@
+"""Encoding (`encoding.encode_with_ray`) and scoring (`scoring.score_with_ray`) by Ray Data; the extra `ray`.
+
+Importing it raises InputError where Ray is not installed.
+"""
+
+import os
+
+from penchant.errors import InputError
+
+# Ray reads both when it is imported: it tells nobody about its use, and its own notes stay in its log files.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+try:
+    import ray.data  # noqa: F401
+except ImportError as error:
+    raise InputError(f"the ray engine needs Ray ({error}); run: pip install 'penchant[ray]'") from error
