@@ -1,4 +1,4 @@
-"""Responses in JSON lines, one prompt a line: what `penchant score` reads and writes, and unlabelled ones for training."""
+"""Responses in JSON lines, one prompt a line: what `penchant score` reads and writes, and training without labels."""
 
 from __future__ import annotations
 

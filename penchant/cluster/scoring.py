@@ -89,7 +89,7 @@ class _Lines(NamedTuple):
     batch: int
     folder: str
 
-    def __call__(self, _part: int) -> Iterator[pa.Table]:
+    def __call__(self, _part: int, /) -> Iterator[pa.Table]:
         work_in(self.folder)
         lines = read_lines(self.data)
         while block := list(islice(lines, self.batch)):
