@@ -6,8 +6,8 @@ cache. Ratios are medians over rounds of Ray's seconds over the local engine's o
     ray_overhead       steady: the local engine from its first text tokenised to its last latent stored, the LLM loaded;
                        Ray from the first batch begun by an actor, its LLM loaded, to the last one stored
     ray_with_start_up  the whole of both: the local engine reads the pairs, loads the LLM and encodes; Ray also starts
-                       and ends its processes, each of which imports torch, and loads the LLM once to look at it and once
-                       an actor
+                       and ends its processes, each of which imports torch, and loads the LLM once to look at it and
+                       once an actor
     resume_cost        seconds of a run that finds everything stored over the seconds of the run that stored it, both
                        with start-up
 

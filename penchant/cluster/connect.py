@@ -73,6 +73,8 @@ def connected(address: str | None, actors: int | None, gpus_per_actor: float | N
     if gpus_per_actor is not None and gpus_per_actor < 0:
         raise InputError(f"gpus_per_actor is {gpus_per_actor}; use 0 for the CPU, 1, or a part of one.")
     ours = not ray.is_initialized()
+    if not ours and address is not None:
+        raise InputError("Ray runs in this process already; leave the address out, or call ray.shutdown() first.")
     if ours and address is None:
         _start(actors or 1)
     elif ours and address is not None:

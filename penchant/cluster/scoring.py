@@ -67,7 +67,7 @@ def score_with_ray(
     root = absolute(Path(cache)) if cache else None
     with connected(address, actors, gpus_per_actor) as pool, quiet():
         rows = (
-            ray.data.read_datasource(PartSource(1, _Lines(data, batch, os.getcwd())))
+            ray.data.read_datasource(PartSource(1, _Lines(data, batch, os.getcwd()).blocks))
             .repartition(target_num_rows_per_block=batch, strict=True)
             .map_batches(
                 Scorer,
@@ -89,7 +89,7 @@ class _Lines(NamedTuple):
     batch: int
     folder: str
 
-    def __call__(self, _part: int, /) -> Iterator[pa.Table]:
+    def blocks(self, _part: int) -> Iterator[pa.Table]:
         work_in(self.folder)
         lines = read_lines(self.data)
         while block := list(islice(lines, self.batch)):
