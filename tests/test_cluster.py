@@ -206,7 +206,7 @@ def test_bad_rows_are_refused_word_for_word(name: str, tmp_path: Path) -> None:
 
 def check(files: list[Path], columns: Any = None, limit: int | None = None) -> Any:
     name, found = parts_of(files, "train")
-    return check_pairs(name, found, columns or {}, skip=False, limit=limit, list_to=open(os.devnull, "w"))  # noqa: SIM115
+    return check_pairs(name, found, columns or {}, skip=False, limit=limit, list_to=open(os.devnull, "w"))
 
 
 @pytest.mark.usefixtures("one_ray")
@@ -252,7 +252,8 @@ def test_plans_are_the_local_engines(work: Path, tmp_path: Path, llm: Backbone) 
     passed = Encoder(job, 1)(plan_chunk(chunk, short))
     assert passed.schema == DONE
     with quiet(), pytest.raises(InputError, match="become the same 8 tokens"):
-        list(stream(ray.data.from_arrow(passed)))
+        with stream(ray.data.from_arrow(passed)) as rows:
+            list(rows)
     assert stack_keys([item.key for item in tokens]).shape == (100, 16)
 
 
@@ -312,7 +313,9 @@ def test_a_stopped_and_a_killed_run_go_on(work: Path, tmp_path: Path, llm: Backb
         assert any("raylet" in command for command in children.values())
         assert "Traceback" not in told
         assert (number == signal.SIGKILL) or told.endswith("run the same command to go on.\n")
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 60)  # noqa: B023
+        # Ray's two agents notice a killed raylet by themselves, within about a minute.
+        left = [pid for pid, command in children.items() if "Agent" not in command or number == signal.SIGINT]
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 60)  # noqa: B023
     done = encode_with_ray(
         data, model=str(work / "llm"), views=VIEWS, dtype="float32", cache=cache, token_budget=BUDGET, actors=1,
         show_progress=False,

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -26,7 +27,7 @@ from penchant.backbone import DEFAULT, Backbone
 from penchant.cluster.connect import Pool, connected, get
 from penchant.cluster.parts import parts_of
 from penchant.cluster.planning import COSTS, Job, absolute, check_model, compact, look, plan_chunk, unpacked
-from penchant.cluster.reading import PairSource, PartSource, check_pairs
+from penchant.cluster.reading import PairSource, check_pairs, read_parts
 from penchant.cluster.streaming import quiet, stream, told, work_in
 from penchant.encode import TOKEN_BUDGET, Cost, batch_latents, check_batch
 from penchant.errors import InputError, PenchantError
@@ -133,9 +134,9 @@ def _run(pairs: PairSource, job: Job, pool: Pool, show_progress: bool) -> Encode
     planned = seen = 0
     with quiet(), tqdm(total=0, unit="tok", unit_scale=True, desc="encode", disable=not show_progress) as bar:
         batches = (
-            ray.data.read_datasource(PartSource(len(pairs.parts), pairs.blocks), concurrency=pool.readers)
+            read_parts(len(pairs.parts), pairs.blocks, pool.readers)
             .repartition(target_num_rows_per_block=encoding.CHUNK, strict=True)
-            .map_batches(plan_chunk, batch_size=None, batch_format="pyarrow", fn_args=(job,))
+            .map_batches(partial(plan_chunk, job=job), batch_size=None, batch_format="pyarrow")
             .repartition(target_num_rows_per_block=a_call, strict=True)
         )
         stored = batches.map_batches(
@@ -146,16 +147,17 @@ def _run(pairs: PairSource, job: Job, pool: Pool, show_progress: bool) -> Encode
             compute=pool.strategy(at_once),
             **pool.remote,
         )
-        for row in stream(stored):
-            if row["pairs"]:
-                seen, planned = seen + row["pairs"], planned + row["planned"]
-                bar.total = int(planned * len(pairs) / seen)
-                for field, value in zip(COSTS, row["cost"], strict=True):
-                    setattr(cost, field, getattr(cost, field) + value)
-            if row["tokens"]:
-                cost.unique_tokens += row["tokens"]
-                spans = [min(spans[0], row["began"]), max(spans[1], row["ended"])]
-                bar.update(row["tokens"])
+        with stream(stored) as rows:
+            for row in rows:
+                if row["pairs"]:
+                    seen, planned = seen + row["pairs"], planned + row["planned"]
+                    bar.total = int(planned * len(pairs) / seen)
+                    for field, value in zip(COSTS, row["cost"], strict=True):
+                        setattr(cost, field, getattr(cost, field) + value)
+                if row["tokens"]:
+                    cost.unique_tokens += row["tokens"]
+                    spans = [min(spans[0], row["began"]), max(spans[1], row["ended"])]
+                    bar.update(row["tokens"])
     cost.encode_seconds = time.perf_counter() - start
     folder = Path(job.cache) / job.recipe.fingerprint
     return Encoded(job.recipe, folder, cost, len(pairs), max(0.0, spans[1] - spans[0]))

@@ -67,8 +67,8 @@ def look(model: str, views: tuple[str, ...] | None, dtype: str, max_length: int,
     return backbone.recipe(views or backbone.default_views()), backbone.packed, backbone.chat
 
 
-def plan_chunk(chunk: pa.Table, job: Job) -> pa.Table:
-    """The batches (PLANNED) of a chunk of pairs that are not stored yet."""
+def plan_chunk(chunk: Any, job: Job) -> Any:
+    """The batches (a table, PLANNED) that are not stored yet of a chunk of pairs (a table of `PairSource.blocks`)."""
     try:
         for error in chunk["error"].to_pylist():
             if error:

@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
@@ -13,7 +14,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 import ray
-from ray.data import Datasource
+from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
@@ -24,6 +25,8 @@ from penchant.errors import InputError, PenchantError
 from penchant.pair_checks import TEXTS
 from penchant.pairs import MESSAGES, Checked, batched, column_array
 
+TASKS = 1000
+"""Most tasks that read."""
 Reader = Callable[[int], Iterable[pa.Table]]
 """(number of a part) -> blocks of rows."""
 
@@ -46,6 +49,15 @@ class PartSource(Datasource):
 
     def _blocks(self, parts: range) -> Iterator[pa.Table]:
         return (block for part in parts for block in self.read(part))
+
+
+def read_parts(parts: int, read: Reader, at_once: int | None = None) -> Dataset:
+    """The rows of parts, `at_once` of them read at a time; as many blocks as `read` gives."""
+    # Told no number, Ray would cut every block into many small ones.
+    found: Dataset = ray.data.read_datasource(
+        PartSource(parts, read), concurrency=at_once, override_num_blocks=min(parts, TASKS)
+    )
+    return found
 
 
 @dataclass
@@ -100,12 +112,12 @@ def check_pairs(
     """
     found, left = PairSource(name, dict(columns)), limit
     check = ray.remote(_checked_part)
-    # Reading goes on to the limit in each part, as nobody knows yet how many rows the parts before it have.
-    source = PartSource(len(parts), lambda part: [_checked_part(parts[part], found.columns, skip, limit, part)])
-    with quiet():
-        # One part is read by one process in any case, and this one is there.
-        alone = (row for row in _checked_part(parts[0], found.columns, skip, limit, 0).to_pylist())
-        tallies = alone if len(parts) == 1 else stream(ray.data.read_datasource(source))
+
+    def check_part(part: int) -> list[pa.Table]:
+        # Up to the limit, as nobody knows yet how many rows the parts before it have.
+        return [_checked_part(parts[part], found.columns, skip, limit, part)]
+
+    with quiet(), _tallies(len(parts), check_part) as tallies:
         for tally in tallies:
             if left is not None and (tally["rows"] > left or (tally["rows"] == left and tally["refused"])):
                 tally = get(check.remote(parts[tally["part"]], found.columns, skip, left, tally["part"])).to_pylist()[0]
@@ -128,6 +140,13 @@ def check_pairs(
     named.names = found.names
     named.close(name)
     return found
+
+
+def _tallies(parts: int, check_part: Reader) -> AbstractContextManager[Iterator[dict[str, Any]]]:
+    """What checking says of each part, in order; one part is checked here, as one process reads it in any case."""
+    if parts > 1:
+        return stream(read_parts(parts, check_part))
+    return nullcontext(row for block in check_part(0) for row in block.to_pylist())
 
 
 def _checked_part(part: Part, columns: dict[str, str], skip: bool, limit: int | None, number: int) -> pa.Table:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import ray
 import torch
 
 from penchant.cluster.connect import connected
 from penchant.cluster.planning import absolute
-from penchant.cluster.reading import PartSource
+from penchant.cluster.reading import read_parts
 from penchant.cluster.streaming import quiet, stream, told, work_in
 from penchant.encode import TOKEN_BUDGET
 from penchant.errors import InputError, PenchantError
@@ -67,7 +66,7 @@ def score_with_ray(
     root = absolute(Path(cache)) if cache else None
     with connected(address, actors, gpus_per_actor) as pool, quiet():
         rows = (
-            ray.data.read_datasource(PartSource(1, _Lines(data, batch, os.getcwd()).blocks))
+            read_parts(1, _Lines(data, batch, os.getcwd()).blocks, 1)
             .repartition(target_num_rows_per_block=batch, strict=True)
             .map_batches(
                 Scorer,
@@ -78,8 +77,9 @@ def score_with_ray(
                 **pool.remote,
             )
         )
-        for row in stream(rows):
-            yield Scored(row["text"], row["rows"])
+        with stream(rows) as scored:
+            for row in scored:
+                yield Scored(row["text"], row["rows"])
 
 
 class _Lines(NamedTuple):

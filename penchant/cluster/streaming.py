@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from ray.data import DataContext, Dataset
@@ -24,28 +24,35 @@ def quiet() -> Iterator[None]:
     for handler in logging.getLogger("ray.data").handlers:
         if handler.get_name() == "console":
             handler.setLevel(logging.CRITICAL + 1)
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = BLOCK_BYTES
-    context.execution_options.preserve_order = True
-    with DataContext.current(context), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.")  # few rows for many actors is no news
-        yield
+        context = DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.target_max_block_size = BLOCK_BYTES
+        context.execution_options.preserve_order = True
+        with DataContext.current(context):
+            yield
 
 
-def stream(rows: Dataset) -> Iterator[dict[str, Any]]:
-    """The rows, as they are made. Raises the PenchantError of a row's column "error" (see `told`).
+@contextmanager
+def stream(rows: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rows, as they are made; leaving it ends what is still at work.
 
-    Errors of the user travel as rows: Ray would take an exception for a fault of its own and log it, or try again.
+    Raises the PenchantError of a row's column "error" (see `told`). Errors of the user travel as rows, as Ray would
+    take an exception for a fault of its own and log it, or try again.
     """
-    blocks: Iterable[Any] = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    for block in blocks:
-        for row in block.to_pylist():
-            if row.get("error"):
-                kind, _, sentence = row["error"].partition("|")
-                raise getattr(errors, kind)(sentence)
-            yield row
+    blocks: Any = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with closing(blocks):
+        yield _good(row for block in blocks for row in block.to_pylist())
+
+
+def _good(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row.get("error"):
+            kind, _, sentence = row["error"].partition("|")
+            raise getattr(errors, kind)(sentence)
+        yield row
 
 
 def told(error: PenchantError) -> str:
