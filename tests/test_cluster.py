@@ -25,7 +25,6 @@ from penchant.backbone import Backbone
 from penchant.cli.main import main
 from penchant.encode import Cost, chat_pairs, encode_pairs, fill, plan
 from penchant.errors import InputError
-from penchant.packing import stack_keys
 from penchant.pair_files import open_source
 from penchant.pairs import load_pairs
 from penchant.responses import score_rows
@@ -124,7 +123,7 @@ def test_files_of_all_kinds_and_a_killed_actor(
     files[2].write_text(json.dumps(as_messages))
     reading: dict[str, Any] = {"columns": {"question": "prompt"}, "on_bad": "skip", "limit": 310}
     local = load_pairs(list(map(str, files)), **reading, skipped_file=tmp_path / "local.jsonl")
-    told = caplog.messages[-1].replace("local.jsonl", "ray.jsonl")
+    (told,) = (message.replace("local.jsonl", "ray.jsonl") for message in caplog.messages if "skipped" in message)
 
     killed: list[int] = []
 
@@ -144,7 +143,7 @@ def test_files_of_all_kinds_and_a_killed_actor(
     assert len(killed) == 3, "two actors were at work"
     assert killed[0] < done.cost.encoded_sequences // 4, "most batches were still to come"
     assert done.pairs == len(local) == 308
-    assert caplog.messages[-1] == told
+    assert told in caplog.messages
     assert (tmp_path / "ray.jsonl").read_text() == (tmp_path / "local.jsonl").read_text()
     assert same_as_local(tmp_path / "ray", tmp_path / "local", llm, local)
     assert encode_pairs(llm, local, VIEWS, Store(tmp_path / "ray", llm.recipe(VIEWS))).meta["encoded_sequences"] == 0
@@ -228,6 +227,7 @@ def test_what_is_wrong_with_a_file_counts_only_within_the_limit(tmp_path: Path) 
 def test_plans_are_the_local_engines(work: Path, tmp_path: Path, llm: Backbone) -> None:
     """Batch for batch, tree for tree, and without what is stored; what is wrong with a pair comes out as a row."""
     recipe, rows = llm.recipe(VIEWS), tiny_pairs(50)
+    rows[20] |= {"chosen": "Well, that is the same.", "rejected": "That is the same."}
     job = Job(str(work / "llm"), recipe, llm.packed, str(tmp_path), os.getcwd(), BUDGET, ray.put(llm.chat))
     columns = {name: [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")}
     chunk = pa.table({**columns, "row": range(7, 57), "error": pa.nulls(50, pa.string())})
@@ -251,10 +251,9 @@ def test_plans_are_the_local_engines(work: Path, tmp_path: Path, llm: Backbone) 
     assert row["error"] == f"InputError|{local.value}"
     passed = Encoder(job, 1)(plan_chunk(chunk, short))
     assert passed.schema == DONE
-    with quiet(), pytest.raises(InputError, match="become the same 8 tokens"):
-        with stream(ray.data.from_arrow(passed)) as rows:
-            list(rows)
-    assert stack_keys([item.key for item in tokens]).shape == (100, 16)
+    rows_of = stream(ray.data.from_arrow(passed))
+    with quiet(), pytest.raises(InputError, match="row 27: .* become the same 8 tokens"), rows_of as found_rows:
+        list(found_rows)
 
 
 @pytest.mark.usefixtures("one_ray")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import Any, Literal, TypeVar
 
 from penchant.errors import InputError
 
 Engine = Literal["local", "ray"]
+T = TypeVar("T")
 
 
 def check_engine(engine: Engine, **only_ray: Any) -> None:
@@ -14,3 +18,9 @@ def check_engine(engine: Engine, **only_ray: Any) -> None:
     for name, value in only_ray.items():
         if engine != "ray" and value is not None:
             raise InputError(f"--{name} belongs to the ray engine; add --engine ray.")
+
+
+def beside_stdout(made: Iterator[T]) -> Iterator[T]:
+    """What is made, while other prints go to standard error: Ray prints that a worker was lost, amid the results."""
+    with redirect_stdout(sys.stderr):
+        yield from made

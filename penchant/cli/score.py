@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from penchant.cli.engine import Engine, check_engine
+from penchant.cli.engine import Engine, beside_stdout, check_engine
 from penchant.cli.lines import check_data, over_lines, write_batches
 from penchant.encode import TOKEN_BUDGET
 from penchant.responses import REMEDY, Lines, check_row, score_rows
@@ -53,7 +53,7 @@ def score(
             reward_model, data, prompt=prompt, response=response, cache=cache, token_budget=token_budget,
             actors=actors, gpus_per_actor=gpus_per_actor, address=address, batch=BATCH,
         )  # fmt: skip
-        write_batches(data, out, "score", scored)
+        write_batches(data, out, "score", beside_stdout(scored))
         return
     rm = RewardModel.from_pretrained(reward_model)
     store = open_store(cache, rm.recipe) if cache else None

@@ -7,9 +7,11 @@ import os
 
 from penchant.errors import InputError
 
-# Ray reads both when it is imported: it tells nobody about its use, and its own notes stay in its log files.
+# Ray reads these when it is imported: it tells nobody about its use, its own notes stay in its log files, and that the
+# actors end with a run is no news.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "killed by `ray.kill`")
 try:
     import ray.data  # noqa: F401
 except ImportError as error:
