@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ import pytest
 
 from penchant.backbone import Backbone
 from penchant.cli.main import main
-from penchant.encode import Cost, chat_pairs, encode_pairs, fill, plan
+from penchant.encode import Cost, chat_pairs, fill, plan
 from penchant.errors import InputError
 from penchant.pair_files import open_source
 from penchant.pairs import load_pairs
-from penchant.responses import score_rows
+from penchant.responses import REMEDY, check_row, score_rows
 from penchant.reward_model import RewardModel
 from penchant.store import Store
 from tests.tiny_llm import save_tiny_llm, tiny_pairs
@@ -41,7 +42,7 @@ from penchant.cluster.encoding import DONE, Encoder, encode_with_ray  # noqa: E4
 from penchant.cluster.parts import parts_of  # noqa: E402
 from penchant.cluster.planning import Job, plan_chunk, unpacked  # noqa: E402
 from penchant.cluster.reading import check_pairs  # noqa: E402
-from penchant.cluster.scoring import score_with_ray  # noqa: E402
+from penchant.cluster.scoring import Scorer  # noqa: E402
 from penchant.cluster.streaming import quiet, stream  # noqa: E402
 
 VIEWS = ("2:mean", "3:last")
@@ -97,6 +98,20 @@ def below(pid: int) -> dict[int, str]:
     return found
 
 
+def encoders(pid: int) -> list[int]:
+    """The actors among them."""
+    return [child for child, line in below(pid).items() if "Encoder" in line]
+
+
+@contextmanager
+def beside(work: Callable[[], None]) -> Iterator[None]:
+    """Run `work` in a thread meanwhile; what it raises is raised."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        yield
+        future.result()
+
+
 def wait_for(reached: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
@@ -109,51 +124,78 @@ def shards(cache: Path) -> int:
 
 
 @pytest.mark.usefixtures("one_ray")
-def test_files_of_all_kinds_and_a_killed_actor(
-    work: Path, tmp_path: Path, llm: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    """Several files, chunks that begin in one and end in another, skipped rows, a limit; an actor is killed."""
-    monkeypatch.setattr("penchant.encode.CHUNK", 60)
-    rows = [{"question": row.pop("prompt"), **row} for row in tiny_pairs(320)]
+def test_files_of_all_kinds_whatever_dies(work: Path, tmp_path: Path, llm: Backbone, caplog: Any) -> None:
+    """A run is interrupted, the next one killed with its driver, and the last one loses an actor; it ends equal."""
+    rows = [{"question": row.pop("prompt"), **row} for row in tiny_pairs(620)]
     rows[30] = {"question": "What?", "chosen": "Yes.", "rejected": "Yes."}
     rows[110] = {"question": "What?", "chosen": " ", "rejected": "Yes."}
-    as_messages = [{**row, "chosen": [{"role": "assistant", "content": row["chosen"]}]} for row in rows[250:]]
-    files = [write_lines(tmp_path / "a.jsonl", rows[:100]), tmp_path / "b.jsonl.gz", tmp_path / "c.json"]
-    files[1].write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows[100:250])))
-    files[2].write_text(json.dumps(as_messages))
-    reading: dict[str, Any] = {"columns": {"question": "prompt"}, "on_bad": "skip", "limit": 310}
-    local = load_pairs(list(map(str, files)), **reading, skipped_file=tmp_path / "local.jsonl")
+    as_messages = [{**row, "chosen": [{"role": "assistant", "content": row["chosen"]}]} for row in rows[550:]]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", rows[:100])
+    (folder / "b.jsonl.gz").write_bytes(
+        gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows[100:550]))
+    )
+    (folder / "c.json").write_text(json.dumps(as_messages))
+    reading: dict[str, Any] = {"columns": {"question": "prompt"}, "on_bad": "skip", "limit": 610}
+    local = load_pairs(folder, **reading, skipped_file=tmp_path / "local.jsonl")
     (told,) = (message.replace("local.jsonl", "ray.jsonl") for message in caplog.messages if "skipped" in message)
+
+    cache = tmp_path / "ray"
+    command = [
+        "encode", str(folder), "--model", str(work / "llm"), "--dtype", "float32", "--views", "[2:mean,3:last]",
+        "--columns", "{question: prompt}", "--on_bad", "skip", "--limit", "610", "--token_budget", str(BUDGET),
+        "--cache", str(cache), "--engine", "ray", "--actors", "1",
+    ]  # fmt: skip
+
+    def interrupt() -> None:
+        wait_for(lambda: shards(cache) >= 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with beside(interrupt):
+        assert main(command) == 130
+    wait_for(lambda: not encoders(os.getpid()), 60)
+    kept = shards(cache)
+    assert kept >= 3
+
+    with subprocess.Popen([sys.executable, "-m", "penchant", *command], stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: shards(cache) >= kept + 3 or process.poll() is not None)
+        children = below(process.pid)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert any("raylet" in line for line in children.values())
+    # Ray's two agents notice a killed raylet by themselves, within about a minute.
+    left = [pid for pid, line in children.items() if "Agent" not in line]
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 60)
 
     killed: list[int] = []
 
     def kill() -> None:
-        wait_for(lambda: shards(tmp_path / "ray") >= 3)
-        workers = [pid for pid, command in below(os.getpid()).items() if "Encoder" in command]
-        os.kill(workers[0], signal.SIGKILL)
-        killed.extend([shards(tmp_path / "ray"), *workers])
+        known = set(cache.glob("*/*.safetensors"))
+        wait_for(lambda: len(set(cache.glob("*/*.safetensors")) - known) >= 4)
+        killed.extend(encoders(os.getpid()))
+        os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    done = encode_with_ray(
-        files, model=str(work / "llm"), views=VIEWS, dtype="float32", cache=tmp_path / "ray", token_budget=BUDGET,
-        skipped_file=tmp_path / "ray.jsonl", actors=2, show_progress=False, **reading,
-    )  # fmt: skip
-    killer.join()
-    assert len(killed) == 3, "two actors were at work"
-    assert killed[0] < done.cost.encoded_sequences // 4, "most batches were still to come"
-    assert done.pairs == len(local) == 308
+    with beside(kill):
+        done = encode_with_ray(
+            str(folder), model=str(work / "llm"), views=VIEWS, dtype="float32", cache=cache, token_budget=BUDGET,
+            skipped_file=tmp_path / "ray.jsonl", actors=2, show_progress=False, **reading,
+        )  # fmt: skip
+    assert len(killed) == 2, "two actors were at work"
+    assert 0 < done.cost.encoded_sequences < 2 * len(local)
+    assert done.pairs == len(local) == 608
     assert told in caplog.messages
     assert (tmp_path / "ray.jsonl").read_text() == (tmp_path / "local.jsonl").read_text()
-    assert same_as_local(tmp_path / "ray", tmp_path / "local", llm, local)
-    assert encode_pairs(llm, local, VIEWS, Store(tmp_path / "ray", llm.recipe(VIEWS))).meta["encoded_sequences"] == 0
+    assert same_as_local(cache, tmp_path / "local", llm, local)
 
 
 @pytest.mark.usefixtures("one_ray")
 def test_row_groups_and_train_afterwards(
     work: Path, tmp_path: Path, llm: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    """Chunks that begin in one part of a file and end in the next."""
     monkeypatch.setattr(parts, "ROWS", 40)
+    monkeypatch.setattr("penchant.encode.CHUNK", 33)
     data = tmp_path / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist(tiny_pairs(100)), data, row_group_size=15)
     assert [part.span for part in parts_of(str(data), "train")[1]] == [range(0, 3), range(3, 6), range(6, 7)]
@@ -252,7 +294,7 @@ def test_plans_are_the_local_engines(work: Path, tmp_path: Path, llm: Backbone) 
     passed = Encoder(job, 1)(plan_chunk(chunk, short))
     assert passed.schema == DONE
     rows_of = stream(ray.data.from_arrow(passed))
-    with quiet(), pytest.raises(InputError, match="row 27: .* become the same 8 tokens"), rows_of as found_rows:
+    with quiet(), pytest.raises(InputError, match=r"row 27: .* become the same 8 tokens"), rows_of as found_rows:
         list(found_rows)
 
 
@@ -284,47 +326,15 @@ def test_scores_are_the_local_engines(work: Path, tmp_path: Path, monkeypatch: p
         score_rows(rm, again[first : first + 30], "prompt", "response", store, 1024)
     assert [row["score"] for row in again] == [json.loads(line)["score"] for line in expected.splitlines()]
 
-    write_lines(data, [*rows[:40], {"id": 1}])
-    seen = []
-    with pytest.raises(InputError, match="line 41 has no 'prompt'"):
-        seen.extend(score_with_ray(str(tmp_path / "model"), str(data), actors=1, batch=30))
-    assert [scored.rows for scored in seen] == [30]
-    assert seen[0].text.encode() == b"".join(expected.splitlines(keepends=True)[:30])
-
-
-def test_a_stopped_and_a_killed_run_go_on(work: Path, tmp_path: Path, llm: Backbone, one_ray: None) -> None:
-    """SIGINT ends with 130, SIGKILL at once; either leaves no process, and the next run only does the rest."""
-    data = write_lines(tmp_path / "pairs.jsonl", tiny_pairs(1500))
-    cache = tmp_path / "ray"
-    command = [
-        sys.executable, "-m", "penchant", "encode", str(data), "--model", str(work / "llm"), "--dtype", "float32",
-        "--views", "[2:mean,3:last]", "--token_budget", str(BUDGET), "--cache", str(cache),
-        "--engine", "ray", "--actors", "1",
-    ]  # fmt: skip
-    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        before = shards(cache)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            wait_for(lambda: shards(cache) >= before + 3 or process.poll() is not None)  # noqa: B023
-            children = below(process.pid)
-            process.send_signal(number)
-            _, told = process.communicate(timeout=60)
-        assert process.returncode == code, told
-        assert any("raylet" in command for command in children.values())
-        assert "Traceback" not in told
-        assert (number == signal.SIGKILL) or told.endswith("run the same command to go on.\n")
-        # Ray's two agents notice a killed raylet by themselves, within about a minute.
-        left = [pid for pid, command in children.items() if "Agent" not in command or number == signal.SIGINT]
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 60)  # noqa: B023
-    done = encode_with_ray(
-        data, model=str(work / "llm"), views=VIEWS, dtype="float32", cache=cache, token_budget=BUDGET, actors=1,
-        show_progress=False,
-    )  # fmt: skip
-    assert 0 < done.cost.encoded_sequences < 3000
-    assert same_as_local(cache, tmp_path / "local", llm, load_pairs(data))
+    scorer = Scorer(str(tmp_path / "model"), "prompt", "response", None, 1024, 1, os.getcwd())
+    lines = pa.table({"number": [7, 40], "line": [json.dumps(rows[7]).encode(), b'{"id": 1}']})
+    with pytest.raises(InputError) as local:
+        check_row(40, {"id": 1}, "prompt", "response", REMEDY)
+    assert scorer(lines).to_pylist() == [{"text": "", "rows": 0, "error": f"InputError|{local.value}"}]
 
 
 def test_addresses_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "ANSWER_SECONDS", 4)
+    monkeypatch.setattr(connect, "ANSWER_SECONDS", 1)
     with pytest.raises(InputError, match="neither auto nor host:port"):
         connect._join("nowhere")
     with socket.create_server(("127.0.0.1", 0)) as deaf:
