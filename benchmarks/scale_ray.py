@@ -11,7 +11,9 @@ cache. Ratios are medians over rounds of Ray's seconds over the local engine's o
     resume_cost        seconds of a run that finds everything stored over the seconds of the run that stored it, both
                        with start-up
 
-The tokens counted are equal, and so are the latents: `equal` compares every bit of what the engines stored.
+The tokens counted are equal, and so are the latents: `equal` compares every bit of what the engines stored. The details
+hold the machine's load at the start of each run: where others work too, Ray's processes together get a larger share of
+the cores than one process, and the ratios flatter it.
 """
 
 from __future__ import annotations
@@ -115,11 +117,14 @@ def measure(
 
 
 def _run(pairs: int, cache: Path, cores: int, dtype: str, actors: int) -> dict[str, float]:
-    return ray_run(pairs, cache, cores, dtype, actors) if actors else local_run(pairs, cache, cores, dtype)
+    load = os.getloadavg()[0]
+    found = ray_run(pairs, cache, cores, dtype, actors) if actors else local_run(pairs, cache, cores, dtype)
+    return {**found, "load": load}
 
 
 def _told(run: dict[str, float]) -> str:
-    return f"{run['steady']:.1f} s steady, {run['seconds']:.1f} s with start-up, {run['tokens']:,.0f} tokens"
+    seconds = f"{run['steady']:.1f} s steady, {run['seconds']:.1f} s with start-up"
+    return f"{seconds}, {run['tokens']:,.0f} tokens, load before {run['load']:.1f}"
 
 
 def main() -> None:
