@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from penchant.backbone import Backbone
-from penchant.chat import Text, Tokens
+from penchant.chat import Chat, Text, Tokens
 from penchant.errors import InputError
 from penchant.latents import LatentPairs, Recipe, own_view
 from penchant.mapped import row_blocks
@@ -110,15 +110,7 @@ def encode(
     Raises InputError for latents that are not finite; they are not stored.
     """
     cost = cost if cost is not None else Cost()
-    cost.sequences += len(tokens)
-    cost.tokens += sum(map(len, tokens))
-    cost.truncated += sum(item.cut > 0 for item in tokens)
-    unique = {item.key: item for item in tokens}
-    missing = int((~store.has(stack_keys(unique))).sum())
-    cost.encoded_sequences += missing
-    cost.cached_sequences += len(tokens) - missing
-    planned = list(pack(unique.values(), token_budget, packed=backbone.packed))
-    batches = _unfinished(planned, store, token_budget, backbone.packed)
+    batches = plan(tokens, store, token_budget, backbone.packed, cost)
     start = time.perf_counter()
     missing_now = _still_missing(batches, store)
     for batch, found in run_batches(backbone, missing_now, lambda batch: start_batch(backbone, recipe, batch)):
@@ -130,6 +122,18 @@ def encode(
             progress.update(batch.tokens)
     cost.encode_seconds += time.perf_counter() - start
     store.refresh()
+
+
+def plan(tokens: Sequence[Tokens], store: LatentStore, token_budget: int, packed: bool, cost: Cost) -> list[Batch]:
+    """The batches that `encode` has to run; what was asked for is added to `cost`."""
+    cost.sequences += len(tokens)
+    cost.tokens += sum(map(len, tokens))
+    cost.truncated += sum(item.cut > 0 for item in tokens)
+    unique = {item.key: item for item in tokens}
+    missing = int((~store.has(stack_keys(unique))).sum())
+    cost.encoded_sequences += missing
+    cost.cached_sequences += len(tokens) - missing
+    return _unfinished(list(pack(unique.values(), token_budget, packed=packed)), store, token_budget, packed)
 
 
 def encode_pairs(
@@ -196,7 +200,7 @@ def fill(
     with tqdm(total=0, unit="tok", unit_scale=True, desc=label, disable=not show_progress, leave=False) as bar:
         for first in range(0, len(pairs), CHUNK):
             chunk = pairs[first : first + CHUNK]
-            tokens = tokenize_pairs(backbone, chunk["prompt"], chunk["chosen"], chunk["rejected"], first)
+            tokens = chat_pairs(backbone.chat, chunk["prompt"], chunk["chosen"], chunk["rejected"], first)
             bar.total = _expected_tokens(tokens, store, bar.n, len(pairs) / min(first + CHUNK, len(pairs)))
             bar.refresh()
             encode(backbone, recipe, tokens, store, token_budget=token_budget, cost=cost, progress=bar)
@@ -213,15 +217,22 @@ def fill(
 def tokenize_pairs(
     backbone: Backbone, prompts: list[Text], chosen: list[Text], rejected: list[Text], first_row: int = 0
 ) -> list[Tokens]:
+    """`chat_pairs` with the backbone's chat."""
+    return chat_pairs(backbone.chat, prompts, chosen, rejected, first_row)
+
+
+def chat_pairs(
+    chat: Chat, prompts: list[Text], chosen: list[Text], rejected: list[Text], first_row: int = 0
+) -> list[Tokens]:
     """All chosen sequences, then all rejected ones. Raises InputError where truncation left a pair's sides equal."""
     half = len(prompts)
     rows = range(first_row, first_row + half)
-    tokens = backbone.chat.encode(prompts + prompts, chosen + rejected, [*rows, *rows])
+    tokens = chat.encode(prompts + prompts, chosen + rejected, [*rows, *rows])
     for row in range(half):
         if tokens[row].key == tokens[half + row].key:
             raise InputError(
                 f"row {first_row + row}: chosen and rejected become the same {len(tokens[row])} tokens"
-                f" (max_length {backbone.chat.max_length}); raise max_length or drop the row."
+                f" (max_length {chat.max_length}); raise max_length or drop the row."
             )
     return tokens
 

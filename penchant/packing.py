@@ -50,11 +50,11 @@ def pack(tokens: Iterable[Tokens], budget: int, *, packed: bool) -> Iterator[Bat
     batch: list[list[Tokens]] = []
     for tree in trees:
         if batch and count([*batch, tree]) > budget:
-            yield _batch(batch, count(batch))
+            yield batch_of(batch, count(batch))
             batch = []
         batch.append(tree)
     if batch:
-        yield _batch(batch, count(batch))
+        yield batch_of(batch, count(batch))
 
 
 def _packed_tokens(trees: list[list[Tokens]]) -> int:
@@ -77,7 +77,8 @@ def _split(items: list[Tokens], budget: int, count: Callable[[list[list[Tokens]]
     yield part
 
 
-def _batch(trees: list[list[Tokens]], size: int) -> Batch:
+def batch_of(trees: list[list[Tokens]], size: int) -> Batch:
+    """Trees, each all sequences with one prompt, as a batch of `size` tokens."""
     keys = [key for items in trees for key in (items[0].prompt_key, *(item.key for item in items))]
     tensors = [
         (torch.from_numpy(items[0].prompt).long(), [torch.from_numpy(item.response).long() for item in items])

@@ -62,13 +62,8 @@ def open_source(source: Any, split: str) -> Source:
     if isinstance(source, datasets.Dataset):
         return dataset_source(source, "the dataset")
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-            return dataset_source(saved_dataset(path, split), str(path))
-        hub = HUB_ID.fullmatch(str(source))
-        if not path.exists() and hub and not ending(path):
-            return dataset_source(hub_dataset(hub[1], hub[2], split, hub[3]), str(source))
-        return files_source(folder_files(path, split) if path.is_dir() else [path])
+        found = locate(source, split)
+        return files_source(found) if isinstance(found, list) else dataset_source(found, str(Path(source)))
     if not isinstance(source, list):
         wanted = "a hub id, a path, a list of paths, a list of rows or a datasets.Dataset"
         raise InputError(f"pairs cannot be read from a {type(source).__name__}; give {wanted}")
@@ -82,17 +77,33 @@ def open_source(source: Any, split: str) -> Source:
     return Source("the list", digest.hexdigest(), lambda: (Row(i, row) for i, row in enumerate(source)))
 
 
+def locate(source: str | os.PathLike[str], split: str) -> list[Path] | datasets.Dataset:
+    """The files that a path names, or the data set that a folder or a hub id is."""
+    path = Path(source)
+    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        return saved_dataset(path, split)
+    hub = HUB_ID.fullmatch(str(source))
+    if not path.exists() and hub and not ending(path):
+        return hub_dataset(hub[1], hub[2], split, hub[3])
+    return folder_files(path, split) if path.is_dir() else [path]
+
+
 def files_source(files: list[Path]) -> Source:
-    digest = hashlib.sha256()
+    name, digest = check_files(files), hashlib.sha256()
+    for file in files:
+        # The content, not its date: a file rewritten within the same second must not give the old rows.
+        digest.update(f"{file}\n{file_digest(file)}\n".encode())
+    return Source(name, digest.hexdigest(), lambda: (row for file in files for row in file_rows(file)))
+
+
+def check_files(files: list[Path]) -> str:
+    """What to call the files; InputError for one that is not there or has an ending that is not supported."""
     for file in files:
         if not file.exists():
             raise InputError(f"{file} is not there; give a file, a folder or a hub id like org/name")
         if not ending(file):
             raise InputError(f"{file} has an ending that is not supported; the endings are {', '.join(READERS)}")
-        # The content, not its date: a file rewritten within the same second must not give the old rows.
-        digest.update(f"{file}\n{file_digest(file)}\n".encode())
-    name = str(files[0]) if len(files) == 1 else f"{len(files)} files"
-    return Source(name, digest.hexdigest(), lambda: (row for file in files for row in file_rows(file)))
+    return str(files[0]) if len(files) == 1 else f"{len(files)} files"
 
 
 def folder_files(folder: Path, split: str) -> list[Path]:
@@ -109,14 +120,21 @@ def folder_files(folder: Path, split: str) -> list[Path]:
 
 
 def dataset_source(dataset: datasets.Dataset, name: str) -> Source:
-    def rows() -> Iterator[Row]:
-        tables = dataset.with_format("arrow").iter(batch_size=BATCH)
-        values = (value for table in tables for value in table.to_pylist())
-        return (Row(i, value) for i, value in enumerate(values))
+    check_dataset(dataset, name)
+    return Source(name, dataset._fingerprint, lambda: dataset_rows(dataset))
 
+
+def check_dataset(dataset: datasets.Dataset, name: str) -> None:
+    """InputError for a data set without rows."""
     if len(dataset) == 0:
         raise InputError(f"{name} has no rows; give another split or file")
-    return Source(name, dataset._fingerprint, rows)
+
+
+def dataset_rows(dataset: datasets.Dataset, first: int = 0) -> Iterator[Row]:
+    """All rows, numbered from `first`."""
+    tables = dataset.with_format("arrow").iter(batch_size=BATCH)
+    values = (value for table in tables for value in table.to_pylist())
+    return (Row(i, value) for i, value in enumerate(values, first))
 
 
 def hub_dataset(name: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
@@ -144,15 +162,19 @@ def saved_dataset(folder: Path, split: str) -> datasets.Dataset:
     return loaded[split]
 
 
-def file_rows(path: Path) -> Iterator[Row]:
-    """All rows of a file; damage that no single row can be blamed for is an `InputError`."""
+def file_rows(path: Path, groups: range | None = None) -> Iterator[Row]:
+    """All rows of a file, or those in some row groups of a parquet file.
+
+    Damage that no single row can be blamed for is an `InputError`.
+    """
     count, before = 0, path.stat()
     try:
-        for count, row in enumerate(READERS[ending(path)](path), start=1):  # noqa: B007
+        rows = READERS[ending(path)](path) if groups is None else parquet_rows(path, groups)
+        for count, row in enumerate(rows, start=1):  # noqa: B007
             yield row
     except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowException, PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}; replace the file") from error
-    if not count:
+    if not count and groups is None:
         raise InputError(f"{path} is empty; give a file with at least one row")
     after = path.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -250,9 +272,11 @@ def csv_rows(path: Path) -> Iterator[Row]:
             number += 1
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    batches = pq.ParquetFile(path).iter_batches(batch_size=BATCH)
-    for number, value in enumerate(value for batch in batches for value in batch.to_pylist()):
+def parquet_rows(path: Path, groups: range | None = None) -> Iterator[Row]:
+    file = pq.ParquetFile(path)
+    before = sum(file.metadata.row_group(group).num_rows for group in range(groups.start)) if groups else 0
+    batches = file.iter_batches(batch_size=BATCH, row_groups=list(groups) if groups else None)
+    for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), before):
         yield Row(number, value, str(path))
 
 

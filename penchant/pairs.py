@@ -87,11 +87,14 @@ def load_pairs(
     if skipped_file is not None:
         shutil.copyfile(folder / "skipped.jsonl", skipped_file)
     if report["skipped"]:
-        reasons = ", ".join(f"{count} because {what}" for what, count in report["skipped"].items())
-        where = skipped_file or folder / "skipped.jsonl"
-        bad, rows = sum(report["skipped"].values()), report["rows"]
-        log.warning("skipped %d of %d rows of %s: %s; listed in %s", bad, rows, found.name, reasons, where)
+        warn_of_skipped(found.name, report["rows"], report["skipped"], skipped_file or folder / "skipped.jsonl")
     return datasets.Dataset.from_file(str(folder / "pairs.arrow"), info=datasets.DatasetInfo(description=description))
+
+
+def warn_of_skipped(name: str, rows: int, skipped: Mapping[str, int], where: str | os.PathLike[str]) -> None:
+    """One warning with the number of bad rows by reason."""
+    reasons = ", ".join(f"{count} because {what}" for what, count in skipped.items())
+    log.warning("skipped %d of %d rows of %s: %s; listed in %s", sum(skipped.values()), rows, name, reasons, where)
 
 
 @cache

@@ -1,15 +1,26 @@
-"""Responses in JSON lines, one prompt a line: what `penchant score` reads, and unlabelled responses for training."""
+"""Responses in JSON lines, one prompt a line: what `penchant score` reads and writes, and training without labels."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penchant.chat import Text
 from penchant.errors import InputError
+from penchant.latents import Array
+
+if TYPE_CHECKING:
+    from penchant.encode import LatentStore
+    from penchant.reward_model import RewardModel
+
+Lines = list[dict[str, Any]]
+Scorer = Callable[[list[Text], list[Text], list[int]], Array]
+"""(prompts, responses, the number of each one's row in the batch) -> a score for each response."""
+REMEDY = "name the columns with --prompt and --response"
+"""For a row to score without a prompt or a response."""
 
 
 class Responses(NamedTuple):
@@ -83,6 +94,34 @@ def _check(number: int, row: dict[str, Any], name: str, remedy: str, many: bool)
     if not all(_is_text(text) for text in texts):
         raise InputError(f"line {number + 1}: {name!r} is not a text or a list of messages, or is empty.")
     return row
+
+
+def put_scores(rows: Lines, prompt: str, response: str, scorer: Scorer) -> None:
+    """Give each row its "score": a number, or a list where it has a list of responses."""
+    answers = [several(row[response]) for row in rows]
+    owner = [number for number, some in enumerate(answers) for _ in some]
+    flat = iter(scorer([rows[number][prompt] for number in owner], [one for some in answers for one in some], owner))
+    for row, some in zip(rows, answers, strict=True):
+        scores = [float(next(flat)) for _ in some]
+        row["score"] = scores if is_several(row[response]) else scores[0]
+
+
+def score_rows(
+    rm: RewardModel, rows: Lines, prompt: str, response: str, store: LatentStore | None, token_budget: int
+) -> None:
+    """`put_scores` by a reward model."""
+
+    def scorer(prompts: list[Text], responses: list[Text], _rows: list[int]) -> Array:
+        return rm.score(prompts, responses, store=store, token_budget=token_budget)
+
+    put_scores(rows, prompt, response, scorer)
+    if store is not None:
+        store.compact()
+
+
+def dump_lines(rows: Lines) -> str:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def is_several(response: Any) -> bool:

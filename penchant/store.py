@@ -55,7 +55,49 @@ def default_root() -> Path:
     return Path(os.environ.get("PENCHANT_CACHE") or Path.home() / ".cache" / "penchant")
 
 
-class Store:
+class Writer:
+    """Puts latents of one recipe into its folder and reads nothing that is there; threads may share one."""
+
+    def __init__(self, root: Path | str, recipe: Recipe) -> None:
+        """Open or create `root/<recipe.fingerprint>/`.
+
+        Raises RecipeMismatch if the folder's recipe.json holds another recipe, PenchantError if that file is not
+        readable or the folder cannot be made.
+        """
+        self.recipe = recipe
+        self.folder = Path(root).expanduser() / recipe.fingerprint
+        self._open_folder()
+
+    def write(self, keys: NDArray[np.uint8], latents: NDArray[np.float32]) -> None:
+        """Store one batch, keys uint8 [m, 16] and latents float32 [m, dim], as one shard; durable on return.
+
+        Raises InputError for a wrong shape or type, PenchantError if the disk is full or refuses.
+        """
+        wanted = _as_key(keys)
+        if latents.dtype != np.float32 or latents.shape != (len(wanted), self.recipe.dim):
+            raise InputError(
+                f"latents are {latents.dtype} {latents.shape}, the store wants float32 {(len(wanted), self.recipe.dim)}"
+            )
+        if len(wanted):
+            self._written(write_shard(self.folder, wanted, np.ascontiguousarray(latents, "<f4"), self.recipe))
+
+    def _written(self, shard: Shard) -> None:
+        """Take note of a shard of one's own."""
+
+    def _open_folder(self) -> None:
+        path = self.folder / RECIPE_FILE
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write_file(self.folder, [json.dumps(self.recipe.to_dict(), indent=1).encode()], RECIPE_FILE)
+                sync_folder(self.folder.parent)
+        except OSError as error:
+            raise PenchantError(f"{self.folder} cannot be made ({error.strerror}): choose another folder") from error
+        if read_recipe(self.folder) != self.recipe:
+            raise RecipeMismatch(f"{path} describes another recipe than its folder's name: delete {self.folder}")
+
+
+class Store(Writer):
     """The latents of one recipe. Use one object a thread; any number of processes may share the folder.
 
     Every shard's checksum is verified before any of its keys is believed, when the store is opened or refreshed; in a
@@ -66,18 +108,12 @@ class Store:
     """What this object set aside since it was opened."""
 
     def __init__(self, root: Path | str, recipe: Recipe) -> None:
-        """Open or create `root/<recipe.fingerprint>/`.
-
-        Raises RecipeMismatch if the folder's recipe.json holds another recipe, PenchantError if that file is not
-        readable or the folder cannot be made.
-        """
-        self.recipe = recipe
-        self.folder = Path(root).expanduser() / recipe.fingerprint
+        """Open or create the folder as a `Writer` does, and look at what is there."""
+        super().__init__(root, recipe)
         self.bad_shards = []
         self._shards: dict[str, Shard] = {}  # by file name; the index numbers them in this order
         self._index = Index.empty()
         self._ignored: dict[str, Stamp] = {}  # bad shards in a folder where they cannot be renamed
-        self._open_folder()
         remove_dead_temps(self.folder)
         self.refresh()
 
@@ -103,19 +139,8 @@ class Store:
 
         return self._steadily(rows)
 
-    def write(self, keys: NDArray[np.uint8], latents: NDArray[np.float32]) -> None:
-        """Store one batch, keys uint8 [m, 16] and latents float32 [m, dim], as one shard; durable on return.
-
-        Raises InputError for a wrong shape or type, PenchantError if the disk is full or refuses.
-        """
-        wanted = _as_key(keys)
-        if latents.dtype != np.float32 or latents.shape != (len(wanted), self.recipe.dim):
-            raise InputError(
-                f"latents are {latents.dtype} {latents.shape}, the store wants float32 {(len(wanted), self.recipe.dim)}"
-            )
-        if len(wanted):
-            shard = write_shard(self.folder, wanted, np.ascontiguousarray(latents, "<f4"), self.recipe)
-            self._shards[shard.path.name] = shard
+    def _written(self, shard: Shard) -> None:
+        self._shards[shard.path.name] = shard
 
     def refresh(self) -> None:
         """Take note of shards that other processes wrote, merged away or damaged since the last look.
@@ -176,18 +201,6 @@ class Store:
                 source.path.unlink(missing_ok=True)
                 self._forget(source.path.name)
         self._shards[merged.path.name] = merged
-
-    def _open_folder(self) -> None:
-        path = self.folder / RECIPE_FILE
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                write_file(self.folder, [json.dumps(self.recipe.to_dict(), indent=1).encode()], RECIPE_FILE)
-                sync_folder(self.folder.parent)
-        except OSError as error:
-            raise PenchantError(f"{self.folder} cannot be made ({error.strerror}): choose another folder") from error
-        if read_recipe(self.folder) != self.recipe:
-            raise RecipeMismatch(f"{path} describes another recipe than its folder's name: delete {self.folder}")
 
     def _set_aside(self, bad: BadShard) -> None:
         self.bad_shards.append(bad)

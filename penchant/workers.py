@@ -16,12 +16,12 @@ B = TypeVar("B")
 T = TypeVar("T")
 
 
-def shares(most: int = MOST_WORKERS) -> tuple[int, int]:
-    """How many workers share the cores, and the threads of each.
+def shares(most: int = MOST_WORKERS, cores: int | None = None) -> tuple[int, int]:
+    """How many workers share the cores, by default torch's, and the threads of each.
 
     They are the same for one batch as for many: sums over other numbers of threads may differ in their last bits.
     """
-    cores = torch.get_num_threads()
+    cores = cores or torch.get_num_threads()
     workers = min(most, cores)
     return workers, max(1, cores // workers)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from penchant.backbone import DEFAULT, Backbone
-from penchant.encode import TOKEN_BUDGET, fill
+from penchant.cli.engine import Engine, check_engine
+from penchant.encode import TOKEN_BUDGET, Cost, fill
 from penchant.pairs import load_pairs
 from penchant.store_views import open_store
 
@@ -23,6 +25,10 @@ def encode(
     dtype: str = "auto",
     max_length: int = 2048,
     token_budget: int = TOKEN_BUDGET,
+    engine: Engine = "local",
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
+    address: str | None = None,
 ) -> None:
     """Run the LLM once over preference pairs and keep the latents in the cache.
 
@@ -38,17 +44,35 @@ def encode(
         dtype: auto, float32 or bfloat16.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
         token_budget: tokens run at once; bounds memory.
+        engine: local, or ray: several processes, on this machine or on a cluster (needs the extra ray).
+        actors: with ray, how many processes run the LLM; one a GPU, or one a machine, by default.
+        gpus_per_actor: with ray, GPUs of each; a part of one puts several on a GPU, 0 uses the CPU.
+        address: with ray, a cluster that runs: auto or host:port; a Ray of this machine's own by default.
     """
+    check_engine(engine, actors=actors, gpus_per_actor=gpus_per_actor, address=address)
+    wanted = tuple(views) if views else None
+    if engine == "ray":
+        from penchant.cluster.encoding import encode_with_ray
+
+        done = encode_with_ray(
+            data, model=model, views=wanted, columns=columns, on_bad=on_bad, split=split, limit=limit, cache=cache,
+            dtype=dtype, max_length=max_length, token_budget=token_budget, actors=actors,
+            gpus_per_actor=gpus_per_actor, address=address,
+        )  # fmt: skip
+        tell(done.cost, done.folder)
+        return
     pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit)
     backbone = Backbone.load(model, dtype=dtype, max_length=max_length)
-    wanted = tuple(views) if views else backbone.default_views()
-    recipe = backbone.recipe(wanted)
+    recipe = backbone.recipe(wanted or backbone.default_views())
     backbone.cut(max(recipe.layers))
     store = open_store(cache, recipe)
-    cost = fill(backbone, recipe, pairs, store, token_budget=token_budget)[1].to_dict()
+    tell(fill(backbone, recipe, pairs, store, token_budget=token_budget)[1], store.folder)
+
+
+def tell(cost: Cost, folder: Path) -> None:
     print(
-        f"{cost['encoded_sequences']:,} sequences encoded, {cost['cached_sequences']:,} were cached or repeats;"
-        f" {cost['unique_tokens']:,} tokens in {cost['encode_seconds']:.0f} s"
-        f" ({cost['tokens_per_second']:,.0f} tokens/s); {cost['truncated']:,} cut at the start"
+        f"{cost.encoded_sequences:,} sequences encoded, {cost.cached_sequences:,} were cached or repeats;"
+        f" {cost.unique_tokens:,} tokens in {cost.encode_seconds:.0f} s"
+        f" ({cost.tokens_per_second:,.0f} tokens/s); {cost.truncated:,} cut at the start"
     )
-    print(store.folder)
+    print(folder)

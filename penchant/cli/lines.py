@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -12,14 +11,8 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
-from penchant.chat import Text
 from penchant.errors import InputError
-from penchant.latents import Array
-from penchant.responses import is_several, parse_line, read_lines, several
-
-Lines = list[dict[str, Any]]
-Scorer = Callable[[list[Text], list[Text], list[int]], Array]
-"""(prompts, responses, the number of each one's row in the batch) -> a score for each response."""
+from penchant.responses import Lines, dump_lines, parse_line, read_lines
 
 
 def check_data(data: str, purpose: str) -> None:
@@ -44,25 +37,25 @@ def over_lines(
         label: what the progress bar says.
         check: (the line's number from 0, its row) -> the row, or InputError.
     """
-    lines = read_lines(data)
+
+    def batches() -> Iterator[tuple[str, int]]:
+        lines = read_lines(data)
+        while rows := [check(*parse_line(number, line)) for number, line in islice(lines, batch)]:
+            work(rows)
+            yield dump_lines(rows), len(rows)
+
+    write_batches(data, out, label, batches())
+
+
+def write_batches(data: str, out: str | None, label: str, batches: Iterable[tuple[str, int]]) -> None:
+    """Write batches, (JSON lines, how many), as they are made of `data`; `out` and `label` as in `over_lines`."""
     with ExitStack() as stack:
         target = stack.enter_context(_writable(Path(out), data)) if out else sys.stdout
         bar = stack.enter_context(tqdm(desc=label, unit="row", disable=out is None))
-        while rows := [check(*parse_line(number, line)) for number, line in islice(lines, batch)]:
-            work(rows)
-            target.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for text, rows in batches:
+            target.write(text)
             target.flush()
-            bar.update(len(rows))
-
-
-def put_scores(rows: Lines, prompt: str, response: str, scorer: Scorer) -> None:
-    """Give each row its "score": a number, or a list where it has a list of responses."""
-    answers = [several(row[response]) for row in rows]
-    owner = [number for number, some in enumerate(answers) for _ in some]
-    flat = iter(scorer([rows[number][prompt] for number in owner], [one for some in answers for one in some], owner))
-    for row, some in zip(rows, answers, strict=True):
-        scores = [float(next(flat)) for _ in some]
-        row["score"] = scores if is_several(row[response]) else scores[0]
+            bar.update(rows)
 
 
 def _writable(out: Path, data: str) -> TextIO:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from penchant.chat import Text
-from penchant.cli.lines import Lines, check_data, over_lines, put_scores
-from penchant.cli.score import REMEDY
+from penchant.cli.lines import check_data, over_lines
 from penchant.errors import InputError
 from penchant.judge import by_person
 from penchant.latents import Array
@@ -20,7 +19,7 @@ from penchant.personal.people import PEOPLE
 from penchant.personal.reach import LIMIT
 from penchant.personal.system import CONFIG, PersonalLLM
 from penchant.personal.users import Users
-from penchant.responses import check_prompt, check_row
+from penchant.responses import REMEDY, Lines, check_prompt, check_row, put_scores
 
 GENERATED = 64
 """Prompts answered, and written, at once."""

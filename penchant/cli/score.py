@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from penchant.cli.lines import Lines, check_data, over_lines, put_scores
+from penchant.cli.engine import Engine, beside_stdout, check_engine
+from penchant.cli.lines import check_data, over_lines, write_batches
 from penchant.encode import TOKEN_BUDGET
-from penchant.responses import check_row
+from penchant.responses import REMEDY, Lines, check_row, score_rows
 from penchant.reward_model import RewardModel
+from penchant.store_views import open_store
 
 BATCH = 512
 """Rows scored, and written, at once."""
-REMEDY = "name the columns with --prompt and --response"
 
 
 def score(
@@ -21,7 +22,12 @@ def score(
     out: str | None = None,
     prompt: str = "prompt",
     response: str = "response",
+    cache: str | None = None,
     token_budget: int = TOKEN_BUDGET,
+    engine: Engine = "local",
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
+    address: str | None = None,
 ) -> None:
     """Score responses: reads JSON lines with a prompt and a response, writes the same lines with a score.
 
@@ -31,17 +37,31 @@ def score(
         out: JSON lines file to write; standard output by default.
         prompt: name of the prompt's column; its value is a string or a list of messages.
         response: name of the response's column; a list of strings gives a list of scores.
+        cache: folder that keeps the latents, so that the same command goes on after a stop; none are kept by default.
         token_budget: tokens run at once; bounds memory.
+        engine: local, or ray: several processes, on this machine or on a cluster (needs the extra ray).
+        actors: with ray, how many processes run the LLM; one a GPU, or one a machine, by default.
+        gpus_per_actor: with ray, GPUs of each; a part of one puts several on a GPU, 0 uses the CPU.
+        address: with ray, a cluster that runs: auto or host:port; a Ray of this machine's own by default.
     """
+    check_engine(engine, actors=actors, gpus_per_actor=gpus_per_actor, address=address)
     check_data(data, "score")
+    if engine == "ray":
+        from penchant.cluster.scoring import score_with_ray
+
+        scored = score_with_ray(
+            reward_model, data, prompt=prompt, response=response, cache=cache, token_budget=token_budget,
+            actors=actors, gpus_per_actor=gpus_per_actor, address=address, batch=BATCH,
+        )  # fmt: skip
+        write_batches(data, out, "score", beside_stdout(scored))
+        return
     rm = RewardModel.from_pretrained(reward_model)
+    store = open_store(cache, rm.recipe) if cache else None
 
     def check(number: int, row: dict[str, Any]) -> dict[str, Any]:
         return check_row(number, row, prompt, response, REMEDY)
 
     def work(rows: Lines) -> None:
-        put_scores(
-            rows, prompt, response, lambda asked, answers, _: rm.score(asked, answers, token_budget=token_budget)
-        )
+        score_rows(rm, rows, prompt, response, store, token_budget)
 
     over_lines(data, out, "score", check, work, BATCH)
