@@ -11,7 +11,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,9 @@ from penchant.cluster.parts import parts_of
 from penchant.cluster.planning import COSTS, Job, absolute, check_model, compact, look, plan_chunk, unpacked
 from penchant.cluster.reading import PairSource, check_pairs, read_parts
 from penchant.cluster.streaming import quiet, stream, told, work_in
-from penchant.encode import TOKEN_BUDGET, Cost, batch_latents, check_batch
+from penchant.encode import TOKEN_BUDGET, Cost, check_batch, start_batch
 from penchant.errors import InputError, PenchantError
+from penchant.hub import named, pinned
 from penchant.latents import Recipe
 from penchant.pairs import warn_of_skipped
 from penchant.store import Writer, default_root
@@ -174,28 +175,43 @@ class Encoder:
     def __call__(self, batches: pa.Table) -> pa.Table:
         """Run and store batches (PLANNED); of each, what it cost. Called from several threads at once on the CPU."""
         torch.set_num_threads(self.threads)  # of this thread
-        rows = [self._done(row) for row in batches.to_pylist()]
-        return pa.Table.from_pylist(rows, DONE)
+        begun = [self._begin(row) for row in batches.to_pylist()]  # a GPU is given all of them before one is waited for
+        return pa.Table.from_pylist([end() for end in begun], DONE)
 
-    def _done(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, row: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+        """Queue a batch; what is returned waits for its latents, stores them, and gives what is left of the row."""
         if row["error"] or not row["responses"]:
-            return row
+            return lambda: row
         try:
             backbone, writer = self._ready()
             batch, began = unpacked(row), time.time()
-            latents = batch_latents(backbone, self.job.recipe, batch)
-            check_batch(batch, latents, self.job.recipe)
-            writer.write(batch.keys, latents)
+            found = start_batch(backbone, self.job.recipe, batch)
         except PenchantError as error:
-            return {"error": told(error)}
-        return {**row, "began": began, "ended": time.time()}
+            said = {"error": told(error)}
+            return lambda: said
+
+        def end() -> dict[str, Any]:
+            try:
+                latents = found()
+                check_batch(batch, latents, self.job.recipe)
+                writer.write(batch.keys, latents)
+            except PenchantError as error:
+                return {"error": told(error)}
+            return {**row, "began": began, "ended": time.time()}
+
+        return end
 
     def _ready(self) -> tuple[Backbone, Writer]:
         with self.loading:
             if self.loaded is None:
                 job = self.job
                 work_in(job.folder)
-                backbone = Backbone.load(job.model, dtype=job.recipe.dtype, max_length=job.recipe.max_length)
+                backbone = Backbone.load(
+                    named(job.model)[0],
+                    dtype=job.recipe.dtype,
+                    revision=pinned(job.recipe.revision),
+                    max_length=job.recipe.max_length,
+                )
                 check_model(backbone, job.recipe)
                 backbone.cut(max(job.recipe.layers))
                 self.loaded = backbone, Writer(job.cache, job.recipe)
