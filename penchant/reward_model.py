@@ -98,7 +98,7 @@ class RewardModel:
             synthesis, factor: as in `fit`.
             unlabelled: responses that nobody judged, rows {"prompt", "response"} or a JSON lines file of them, for the
                 synthesizer and for heads that learn from them (auto, context).
-            memory_gb: gigabytes of latents in memory at most, by default a quarter of the machine's; pairs that take
+            memory_gb: gigabytes of latents in memory at most, by default an eighth of the machine's; pairs that take
                 more are read from files beside the cache, which the linear, mlp and auto heads can do.
 
         Raises:

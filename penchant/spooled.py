@@ -30,7 +30,7 @@ class Spool(NamedTuple):
 
     @classmethod
     def beside(cls, cache: str | Path | None, memory_gb: float | None = None) -> Spool:
-        """In the cache's folder; by default a quarter of the machine's memory may be used."""
+        """In the cache's folder; by default an eighth of the machine's memory may be used."""
         return cls(Path(cache).expanduser() if cache else default_root(), memory_limit(memory_gb))
 
     def wanted(self, pairs: int, recipe: Recipe) -> bool:

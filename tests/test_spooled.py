@@ -122,7 +122,7 @@ def test_numpy_reads_them_up_to_the_limit_and_says_what_to_do_beyond(tmp_path: P
 
 
 def test_the_limit_is_a_share_of_the_machine_or_what_was_given() -> None:
-    assert 1e8 < memory_limit() < 0.26 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 1e8 < memory_limit() < 0.126 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert memory_limit(2.5) == 2_500_000_000
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="memory_gb is"):

@@ -87,7 +87,7 @@ def train(
         max_length: most tokens of a sequence; the start of the prompt is cut first.
         token_budget: tokens run at once; bounds memory.
         memory_gb: gigabytes of latents in memory at most; training pairs that take more are read from files beside the
-            cache, which the linear, mlp and auto heads can do. A quarter of the machine's memory by default.
+            cache, which the linear, mlp and auto heads can do. An eighth of the machine's memory by default.
         synthesis: add synthetic pairs of this kind; auto keeps a kind only if it clearly helps on held-out real pairs.
         factor: pairs for each real one, itself included.
         unlabelled: JSON lines file with a prompt and a response a line that nobody judged, for the synthesizer and for
