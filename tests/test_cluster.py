@@ -204,6 +204,9 @@ def test_row_groups_and_train_afterwards(
     assert main(["encode", *arguments, "--engine", "ray", "--actors", "1", "--token_budget", str(BUDGET)]) == 0
     told = capsys.readouterr().out
     assert "200 sequences encoded, 0 were cached" in told
+    store = Store(tmp_path / "local", llm.recipe(VIEWS))
+    _, cost = fill(llm, store.recipe, load_pairs(data), store, token_budget=BUDGET, show_progress=False)
+    assert f"; {cost.unique_tokens:,} tokens in" in told, "other chunks would run some prompts more or less often"
     assert same_as_local(tmp_path / "ray", tmp_path / "local", llm, load_pairs(data))
     rest = ["--head", "linear", "--curve", "false", "--out", str(tmp_path / "run")]
     assert main(["train", *arguments, *rest]) == 0
@@ -242,6 +245,17 @@ def test_bad_rows_are_refused_word_for_word(name: str, tmp_path: Path) -> None:
         load_pairs(list(map(str, files)), **arguments)
     with pytest.raises(InputError) as theirs:
         check(files, **arguments)
+    assert str(theirs.value) == str(local.value)
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_a_column_that_only_an_earlier_file_has(tmp_path: Path) -> None:
+    rows = [{"win" if name == "chosen" else name: text for name, text in row.items()} for row in tiny_pairs(5)]
+    files = [write_lines(tmp_path / "a.jsonl", rows), write_lines(tmp_path / "b.jsonl", [{"prompt": "Hi"}])]
+    with pytest.raises(InputError, match='column "chosen" is missing') as local:
+        load_pairs(list(map(str, files)), columns={"win": "chosen"})
+    with pytest.raises(InputError) as theirs:
+        check(files, columns={"win": "chosen"})
     assert str(theirs.value) == str(local.value)
 
 
