@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from penchant.errors import InputError
+from penchant.writing import read_tensors, save_tensors
 
 WEIGHTS, STATE, OTHER = "weights", "adam", "other"
 
@@ -20,29 +19,28 @@ WEIGHTS, STATE, OTHER = "weights", "adam", "other"
 def save_run(
     path: Path, module: nn.Module, adam: torch.optim.Optimizer, facts: dict[str, Any], **others: Tensor
 ) -> None:
-    """Everything a run needs to go on, replaced at once: a run that is killed meanwhile keeps the file before."""
+    """Everything a run needs to go on, replaced at once: a run that is killed meanwhile keeps the file before.
+
+    Raises PenchantError where the disk refuses.
+    """
     tensors = {f"{WEIGHTS}.{name}": value for name, value in module.state_dict().items()}
     for name, parameter in module.named_parameters():
         for moment, value in adam.state.get(parameter, {}).items():
             tensors[f"{STATE}.{name}.{moment}"] = value
     tensors |= {f"{OTHER}.{name}": value for name, value in others.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"facts": json.dumps(facts)})
-    os.replace(partial, path)
+    save_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
     """What `save_run` was told.
 
     Raises InputError if `facts["made_with"]` is not this, with the names that differ, or if `save_run` did not write
-    the file, or it is damaged.
+    the file, or a bit of it is damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+        facts: dict[str, Any] = json.loads(read_tensors(path)[1]["facts"])
         before = facts["made_with"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged, or of another version; delete it, or give another folder") from error
     if other := [name for name in made_with if before.get(name) != made_with[name]]:
         raise InputError(

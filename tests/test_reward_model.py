@@ -21,6 +21,7 @@ from penchant.errors import RecipeMismatch
 from penchant.pairs import split_by_prompt
 from penchant.reward_model import FILE
 from penchant.runs import train_run
+from penchant.writing import SEAL
 from tests.tiny_llm import CHATML, save_tiny_llm, tiny_pairs
 
 VIEWS = ("2:last", "3:mean")
@@ -183,7 +184,7 @@ class TestSaving:
         assert again.score(PROMPTS, RESPONSES).tobytes() == made.score(PROMPTS, RESPONSES).tobytes()
         assert again.backbone.layers_run == max(made.recipe.layers)
         assert sorted(p.name for p in (tmp_path / "rm").iterdir()) == [
-            "README.md", "config.json", "model.safetensors", FILE,
+            "README.md", SEAL, "config.json", "model.safetensors", FILE,
         ]  # fmt: skip
 
     def test_the_head_is_in_the_folder(self, rm: RewardModel, saved: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from penchant.chat import Text
 from penchant.errors import InputError
 from penchant.latents import Array
 from penchant.responses import is_several, parse_line, read_lines, several
+from penchant.writing import writing
 
 Lines = list[dict[str, Any]]
 Scorer = Callable[[list[Text], list[Text], list[int]], Array]
@@ -46,6 +47,7 @@ def over_lines(
     """
     lines = read_lines(data)
     with ExitStack() as stack:
+        stack.enter_context(writing(out or "standard output"))  # the last of it is written when it is closed
         target = stack.enter_context(_writable(Path(out), data)) if out else sys.stdout
         bar = stack.enter_context(tqdm(desc=label, unit="row", disable=out is None))
         while rows := [check(*parse_line(number, line)) for number, line in islice(lines, batch)]:

@@ -19,6 +19,7 @@ from penchant.errors import PenchantError
 Verb = Callable[..., None]
 Verbs = dict[str, Verb | dict[str, Verb]]
 ACTION = "action"
+DISK = "make room, or check its permissions and disk, then run the same command again"
 
 
 def verbs() -> Verbs:
@@ -103,12 +104,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PenchantError, argparse.ArgumentError) as error:
         print(f"penchant: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, for example `| head`
+            sys.stderr.close()
+            return 0
+        from penchant.writing import refusal
+
+        if error.filename is None or (reason := refusal(error)) is None:
+            raise
+        print(f"penchant: {error.filename} cannot be used ({reason}): {DISK}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("penchant: interrupted; what was encoded is kept: run the same command to go on.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, for example `| head`
-        sys.stderr.close()
-        return 0
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,6 +21,7 @@ from penchant.packing import stack_keys
 from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian
 from penchant.personal.start import middle_states
+from penchant.writing import save_tensors
 
 T = TypeVar("T")
 READ_AT_ONCE = 64
@@ -84,7 +85,7 @@ def read_by_llm(
 def save_z(path: Path, items: Iterable[Tokens], z: Tensor, projection: Tensor) -> None:
     """Keep z [r, latent] of r texts, and the projection that made it, for `load_z`."""
     keys = torch.from_numpy(stack_keys(item.key for item in items).copy())
-    save_file({"keys": keys, "z": z.contiguous(), "projection": projection.contiguous()}, path)
+    save_tensors(path, {"keys": keys, "z": z, "projection": projection})
 
 
 def load_z(path: Path) -> tuple[dict[bytes, Tensor], Tensor | None]:

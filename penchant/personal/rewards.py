@@ -20,26 +20,35 @@ from penchant.heads import TasteHead
 from penchant.heads.tastes import Taste
 from penchant.personal.known import Known
 from penchant.personal.users import Users
-from penchant.reward_model import FILE, RewardModel
+from penchant.reward_model import RewardModel
 from penchant.store_views import open_store
+from penchant.writing import writing
 
 
 def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
-    """What `save_rewards` wrote last and whole, None where nothing is there."""
-    there = [path for path in (folder, _beside(folder, "old")) if (path / FILE).is_file()]
-    return RewardModel.from_pretrained(there[0], backbone=backbone) if there else None
+    """What `save_rewards` wrote last and whole, None where nothing is there; InputError where that is damaged."""
+    there = next((path for path in (folder, _beside(folder, "old")) if path.is_dir()), None)
+    if there is None:
+        return None
+    try:
+        return RewardModel.from_pretrained(there, backbone=backbone)
+    except InputError as error:
+        raise InputError(
+            f"the rewards in {there} are damaged: delete that folder, and fit the population again ({error})"
+        ) from error
 
 
 def save_rewards(rewards: RewardModel, folder: Path) -> None:
     """Write a whole folder, then let it take the place of what is there."""
     new, old = _beside(folder, "partial"), _beside(folder, "old")
-    shutil.rmtree(new, ignore_errors=True)
-    rewards.save_pretrained(new)
-    if folder.exists():  # else who was killed between these lines left the whole one as `old`
+    with writing(folder):
+        shutil.rmtree(new, ignore_errors=True)
+        rewards.save_pretrained(new)
+        if folder.exists():  # else who was killed between these lines left the whole one as `old`
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(new, folder)
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _beside(folder: Path, which: str) -> Path:

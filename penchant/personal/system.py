@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from penchant.backbone import DEFAULT, load_whole
@@ -29,6 +29,7 @@ from penchant.personal.reach import LIMIT, Reach
 from penchant.personal.reading import save_z
 from penchant.personal.saving import load_llm, load_weights, save_llm
 from penchant.personal.start import principal_start
+from penchant.writing import check_seal, save_tensors, seal, write_text
 
 CONFIG, WEIGHTS = "config.json", "clap.safetensors"
 NEEDED = "base", "asked_revision", "revision", "dtype", "max_length", "latent", "adapter", "reach", "digest"
@@ -143,8 +144,9 @@ class PersonalLLM(People):
         if start is not None and not settings.epochs:  # else z has moved
             items = [item for group in train for item in group]
             save_z(target / KEPT, items, torch.cat(start.targets), start.projection)
-        save_file(weights, target / WEIGHTS)
-        (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        save_tensors(target / WEIGHTS, weights)
+        write_text(target / CONFIG, json.dumps(facts, indent=1) + "\n")
+        seal(target, [name for name in (CONFIG, WEIGHTS, KEPT) if (target / name).is_file()])
         return cls(clap, generator, facts, target)
 
     @classmethod
@@ -165,6 +167,7 @@ class PersonalLLM(People):
             raise InputError(
                 f"{target / CONFIG} lacks {', '.join(lacking)}, as an older Penchant wrote it; run pretrain again."
             )
+        check_seal(target, "run pretrain again with the same settings and folder")
         llm, backbone = load_llm(facts, target)
         clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
         load_weights(clap, weights, target / WEIGHTS)

@@ -49,6 +49,7 @@ CURES = {
     "readonly": "give a file and a folder that can be written",
     "unable to open": "give a file in a folder that is there and can be written",
     "full": "make room on its disk",
+    "disk I/O error": "make room, or check its permissions and disk, then do the same again",
     "not a database": "give another path",
 }
 """What to do about an error of SQLite that contains these words."""
@@ -138,6 +139,12 @@ class UsersFile:
                 db.execute("COMMIT")
             finally:
                 _undo(db)
+
+    def check(self, db: sqlite3.Connection) -> None:
+        """PenchantError if the tables contradict themselves: reads the whole file, so only where something is odd."""
+        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(found.replace("\n", " "))
 
     def keep(self, db: sqlite3.Connection, data: bytes) -> int:
         """The slot that these bytes lie in from now on."""

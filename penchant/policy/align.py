@@ -19,7 +19,7 @@ from penchant.errors import InputError
 from penchant.pairs import describe, to_text
 from penchant.policy.batches import TokenPair, token_pairs
 from penchant.policy.build import make_policy, make_trunk
-from penchant.policy.checkpoints import STATE, identity, last_checkpoint
+from penchant.policy.checkpoints import STATE, Sealing, identity, last_checkpoint
 from penchant.policy.codes import PEOPLE
 from penchant.policy.generate import generate
 from penchant.policy.held_out import EXAMPLE_TOKENS, evaluate_policy, examples
@@ -29,6 +29,7 @@ from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings, check_installed
 from penchant.policy.trainer import AlignTrainer, history
+from penchant.writing import writing
 
 LOG_ROWS = 40
 """Rows of metrics.jsonl that a run aims at,"""
@@ -123,10 +124,11 @@ def train_policy(
     """Train; goes on from the last checkpoint in `folder`, if there is one."""
     trainer = make_trainer(policy, loss, pairs, reference, settings, folder, person=person, show_progress=show_progress)
     last = last_checkpoint(folder / "checkpoints", identity(policy, settings, pairs, person))
-    if last is not None and json.loads((last / STATE).read_text(encoding="utf-8"))["global_step"] >= trainer.last_step:
-        trainer.take_over(last)  # it was finished
-    else:
-        trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+    with writing(folder):
+        if last is not None and json.loads((last / STATE).read_text("utf-8"))["global_step"] >= trainer.last_step:
+            trainer.take_over(last)  # it was finished
+        else:
+            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     return trainer
 
 
@@ -179,7 +181,9 @@ def make_trainer(
     arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel: it would give every replica every pair
     policy.train()
     weights = (settings.kl_weight, settings.code_rate, settings.net_rate)
-    return AlignTrainer(policy, loss, pairs, reference, arguments, *weights, person)
+    trainer = AlignTrainer(policy, loss, pairs, reference, arguments, *weights, person)
+    trainer.add_callback(Sealing())
+    return trainer
 
 
 def _sizes(policy: Policy) -> dict[str, int]:

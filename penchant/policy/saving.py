@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from penchant.backbone import Backbone, load_whole
 from penchant.errors import InputError, RecipeMismatch
 from penchant.policy.codes import LatentCodes
+from penchant.writing import check_seal, saving
 
 if TYPE_CHECKING:
     from penchant.policy.policy import Policy
@@ -22,22 +23,24 @@ CODES = "codes.safetensors"
 
 
 def save(policy: Policy, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(policy.facts, indent=2) + "\n", encoding="utf-8")
-    if isinstance(policy.codes, nn.Module):
-        tensors = {name: value.contiguous() for name, value in policy.codes.state_dict().items()}
-        save_file(tensors, folder / CODES)
-    model: Any = policy.model
-    if policy.facts["lora"] is not None:
-        model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # no adapter is on them
-    else:
-        model.save_pretrained(folder / "model")
-        policy.backbone.chat.tokenizer.save_pretrained(folder / "model")
+    """Raises PenchantError where the disk refuses; what the folder held before is whole then."""
+    with saving(folder) as new:
+        (new / CONFIG).write_text(json.dumps(policy.facts, indent=2) + "\n", encoding="utf-8")
+        if isinstance(policy.codes, nn.Module):
+            tensors = {name: value.contiguous() for name, value in policy.codes.state_dict().items()}
+            save_file(tensors, new / CODES)
+        model: Any = policy.model
+        if policy.facts["lora"] is not None:
+            model.save_pretrained(new / "adapter", save_embedding_layers=False)  # no adapter is on them
+        else:
+            model.save_pretrained(new / "model")
+            policy.backbone.chat.tokenizer.save_pretrained(new / "model")
 
 
 def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, LatentCodes | None, dict[str, Any]]:
     """What a `Policy` is made of: model, backbone, codes and facts."""
     config = read_config(folder)
+    check_seal(folder, "save the policy again, or run penchant align with the same --out")
     model: Any
     if config["lora"] is None:
         asked = (dtype or config["dtype"], config["asked_revision"], config["max_length"])

@@ -37,6 +37,8 @@ class Scene:
     rng: random.Random
     said: list[str] = field(default_factory=list)
     """What was done, for the fault's line."""
+    copies: dict[Path, bytes] = field(default_factory=dict)
+    """Files as they were before they were damaged, as somebody may have kept them elsewhere."""
     ended: list[Ended] = field(default_factory=list)
     """How each run under the fault ended."""
 
@@ -188,6 +190,9 @@ def damaged(scene: Scene) -> None:
         scene.run()
         files = damage.written_since(begun, scene.folder)
     path, kind = scene.rng.choice(files), scene.rng.choice(list(damage.KINDS))
+    if path.name in scene.job.records and kind == "delete":
+        kind = "cut"
+    scene.copies = {each: each.read_bytes() for each in damage.state_of(scene.folder)}
     how = damage.KINDS[kind](path, scene.rng)
     scene.said.append(f"{kind} {path.relative_to(scene.folder)} {how}".rstrip())
 

@@ -1,4 +1,4 @@
-"""What is interrupted: a job makes something from what is given, in a folder, and goes on there when it is run again."""
+"""What is interrupted: a job makes something from what is given, in a folder, and goes on there when run again."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Job:
     look: Work | None = None
     """What somebody who reads finds after a fault, before the job is run again: the digest of what was there at the
     beginning, or of what the job makes, or "" for nothing; else a refusal."""
+    records: tuple[str, ...] = ()
+    """Names of files that say what was done already: who deletes one asks for it to be done once more."""
     shared: bool = True
     """Whether several processes may do it in one folder at once; else one of them is refused."""
 
@@ -61,6 +63,14 @@ def cli(*argv: object) -> None:
     if code == 130:
         raise KeyboardInterrupt
     assert code == 0, said.getvalue()
+
+
+def read_back(path: Path) -> bytes:
+    """What a job made, for its digest; that the disk fails under this reader is not the job's fault."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return path.read_bytes()
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:

@@ -16,7 +16,7 @@ from penchant.policy.batches import token_pairs
 from penchant.policy.build import make_policy
 from penchant.policy.policy import Policy
 from penchant.policy.settings import Settings
-from tests.faults.jobs import Job, cli, digest, of_tensors, write_lines
+from tests.faults.jobs import Job, cli, digest, of_tensors, read_back, write_lines
 from tests.faults.jobs_latents import give_llm
 from tests.tiny_llm import tiny_pairs
 
@@ -86,7 +86,7 @@ def score(given: Path, folder: Path) -> str:
     score_verb.BATCH = 8
     out = folder / "scored.jsonl"
     cli("score", given / "new", given / "lines.jsonl", "--out", out)
-    return digest(out.read_bytes())
+    return digest(read_back(out))
 
 
 JOBS = (

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from penchant.personal.clap_training import ClapSettings
+from penchant.personal.fit_run import FITTED
 from penchant.personal.people import PEOPLE
 from penchant.personal.system import PersonalLLM
 from penchant.personal.users import Users
@@ -81,4 +82,4 @@ def fit(given: Path, folder: Path) -> str:
     return digest(_everybody(system.users), system.population, system.rewards.temperature)
 
 
-JOBS = (Job("users", users), Job("people", fit, give_system, copy_system, shared=False))
+JOBS = (Job("users", users), Job("people", fit, give_system, copy_system, records=(FITTED,), shared=False))

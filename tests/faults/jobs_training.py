@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from penchant.backbone import Backbone
 from penchant.pairs import load_pairs
-from penchant.personal.clap import Clap
+from penchant.personal import system
 from penchant.personal.clap_training import ClapSettings, train_clap
-from penchant.personal.groups import groups_of
+from penchant.personal.system import PersonalLLM
 from penchant.policy.align import align_run
 from penchant.policy.policy import Policy
 from penchant.policy.settings import Settings
@@ -19,7 +18,7 @@ from penchant.sae.formats import load_sae, save_sae
 from penchant.sae.training import TrainingConfig, train_sae
 from tests.faults.jobs import Job, digest, of_tensors
 from tests.faults.jobs_latents import give_llm
-from tests.personal.tiny import ANSWERS, make_clap, prompts
+from tests.personal.tiny import prompts
 
 
 def sae(given: Path, folder: Path) -> str:
@@ -59,15 +58,27 @@ def align(given: Path, folder: Path) -> str:
     return digest(of_tensors(weights), untimed, metrics["accuracy"])
 
 
-CLAP = ClapSettings.published(epochs=2, prompts=2, others=1)
+CLAP = ClapSettings(begin_epochs=2, epochs=2, prompts=2, others=1)
 
 
 def clap(given: Path, folder: Path) -> str:
-    made: Clap = make_clap(given / "llm")
-    groups = groups_of(made, prompts(5), [ANSWERS[:3]] * 5)
-    torch.manual_seed(3)
-    log = train_clap(made, groups, CLAP, folder, save_seconds=0.0, show_progress=False)
-    return digest(of_tensors(dict(made.state_dict())), log)
+    """Sampled answers, z of the start, CLaP's own training, and how far z may go."""
+    system.train_clap = partial(train_clap, save_seconds=0.0)
+    PersonalLLM.pretrain(
+        prompts(6),
+        folder / "system",
+        model=str(given / "llm"),
+        dtype="float32",
+        latent=8,
+        answers=3,
+        max_new_tokens=6,
+        settings=CLAP,
+        cache=folder / "cache",
+        show_progress=False,
+    )
+    found = PersonalLLM.load(folder / "system")
+    facts = {name: value for name, value in found.facts.items() if name != "sampling"}
+    return digest(of_tensors(dict(found.clap.state_dict())), facts)
 
 
 JOBS = (
