@@ -157,9 +157,8 @@ class PersonalLLM(People):
         """
         target = Path(folder)
         try:
-            facts = json.loads((target / CONFIG).read_text(encoding="utf-8"))
-            weights = load_file(target / WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
+            facts = dict(json.loads((target / CONFIG).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.") from error
         lacking = [name for name in NEEDED if name not in facts]
         lacking += [f"reach.{name}" for name in ("slope", "bend", "metric") if name not in facts.get("reach", {})]
@@ -168,6 +167,10 @@ class PersonalLLM(People):
                 f"{target / CONFIG} lacks {', '.join(lacking)}, as an older Penchant wrote it; run pretrain again."
             )
         check_seal(target, "run pretrain again with the same settings and folder")
+        try:
+            weights = load_file(target / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{target / WEIGHTS} is damaged; run pretrain again with the same settings") from error
         llm, backbone = load_llm(facts, target)
         clap = Clap(llm, backbone, facts["latent"], facts["adapter"])
         load_weights(clap, weights, target / WEIGHTS)

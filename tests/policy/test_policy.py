@@ -20,6 +20,7 @@ from penchant.policy.batches import TokenPair, batches_of, lay_out, token_pairs
 from penchant.policy.codes import PairStates
 from penchant.policy.policy import Policy
 from penchant.policy.trunk import Trunk
+from penchant.writing import seal
 from tests.policy.conftest import Maker
 from tests.tiny_llm import save_tiny_llm, tiny_tokenizer
 
@@ -173,6 +174,9 @@ def test_another_base_model_is_refused(make: Maker, tmp_path: Path, tiny_llm: Pa
     config = json.loads((tmp_path / "policy" / "config.json").read_text())
     config["base"] = str(save_tiny_llm(tmp_path / "other", seed=1))
     (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config.json is damaged, or was not saved to the end; save the policy again"):
+        Policy.from_pretrained(tmp_path / "policy")
+    seal(tmp_path / "policy")
     with pytest.raises(RecipeMismatch, match="get the same weights"):
         Policy.from_pretrained(tmp_path / "policy")
 
