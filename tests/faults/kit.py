@@ -42,8 +42,13 @@ class Outcome(NamedTuple):
     """What happened, in the order in which it did."""
 
 
-Special = Callable[[random.Random, Path], Outcome]
-"""A fault that is more than a job's: (its random numbers, an empty folder) -> what came of it."""
+class Special(NamedTuple):
+    """A job with kinds of faults of its own."""
+
+    give: Callable[[Path], None]
+    """Makes what is given, once."""
+    kinds: dict[str, Callable[[random.Random, Path, Path], Outcome]]
+    """(random numbers, an empty folder, what is given) -> what came of it."""
 
 
 @dataclass
@@ -88,8 +93,7 @@ class Stage:
 class Kit:
     """All faults of one seed. `drawn` says which, `happen` lets one happen."""
 
-    def __init__(self, jobs: Sequence[Job], specials: dict[str, dict[str, Special]], seed: int) -> None:
-        """`specials` are further jobs, each with its own kinds of faults."""
+    def __init__(self, jobs: Sequence[Job], specials: dict[str, Special], seed: int) -> None:
         self.seed, self.specials = seed, specials
         memory = Path("/dev/shm")  # where a thousand fsyncs cost nothing
         place = memory if os.access(memory, os.W_OK) else None
@@ -103,7 +107,8 @@ class Kit:
             for kind in kinds
             if kind != "in-turn" or stage.job.shared
         ]
-        couples += [(name, kind) for name, found in specials.items() for kind in found]
+        couples += [(name, kind) for name, special in specials.items() for kind in special.kinds]
+        self.stages |= {name: Stage(Job(name, _never, special.give), self.root) for name, special in specials.items()}
         random.Random(seed).shuffle(couples)
         self.couples = couples
 
@@ -121,7 +126,7 @@ class Kit:
         try:
             if fault.job in self.specials:
                 folder.mkdir(parents=True)
-                return self.specials[fault.job][fault.kind](rng, folder)
+                return self.specials[fault.job].kinds[fault.kind](rng, folder, self.stages[fault.job].given)
             return self._happen(fault, rng, folder.with_name("fault-job"))
         finally:
             subprocess.run(["umount", "-l", folder.with_name("fault-job")], capture_output=True)
@@ -160,6 +165,10 @@ class Kit:
 
     def close(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _never(given: Path, folder: Path) -> str:
+    raise NotImplementedError
 
 
 def _wrong(ended: Ended, reference: Ended, folder: Path) -> str:
