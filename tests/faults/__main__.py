@@ -44,15 +44,16 @@ def main() -> int:
     asked = parser.parse_args()
     restarted()
     from tests.faults.kit import EQUAL, FAILED, REFUSED, Kit
-    from tests.faults.registry import JOBS, SPECIALS
+    from tests.faults.registry import JOBS, LEFT_OUT, SPECIALS
 
     start = time.monotonic()
     jobs = [job for job in JOBS if not asked.jobs or job.name in asked.jobs]
     specials = {name: found for name, found in SPECIALS.items() if not asked.jobs or name in asked.jobs}
     kit = Kit(jobs, specials, asked.seed)
-    print(
-        f"seed {asked.seed}" + ("" if disk.is_loaded() else "; no C compiler, so no faults at operations"), flush=True
-    )
+    left_out = [f"no faults of {name}, as {reason}" for name, reason in LEFT_OUT.items()]
+    left_out += [] if disk.is_loaded() else ["no faults at operations, as there is no C compiler"]
+    left_out += [] if kit.mounts else ["no small disks, as mounting them takes root"]
+    print("; ".join([f"seed {asked.seed}", *left_out]), flush=True)
     faults = kit.drawn(max([asked.count, *(1 + number for number in asked.only or [])]))
     faults = [f for f in faults if not asked.only or f.number in asked.only]
     faults = [f for f in faults if not asked.kinds or f.kind in asked.kinds]

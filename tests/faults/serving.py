@@ -40,7 +40,7 @@ def bodies(rng: random.Random) -> list[Body]:
     """Some share their prompt, some their texts."""
     texts = ["Gladly! This one.", "No.", "Perhaps, if it rains.", "Number 4 of them."]
     return [
-        {"prompt": f"Question {rng.randrange(4)}?", "responses": rng.sample(texts, 2) + [f"Answer {rng.randrange(9)}."]}
+        {"prompt": f"Question {rng.randrange(4)}?", "responses": [*rng.sample(texts, 2), f"Answer {rng.randrange(9)}."]}
         for _ in range(REQUESTS)
     ]
 
@@ -232,7 +232,8 @@ def terminated(talk: Talk, asked: list[Body], expected: list[list[float]]) -> No
     talk.said.append(f"statuses {statuses}")
     if not set(statuses) <= {200, 503}:
         talk.wrong.append("another status")
-    talk.stop()
+    if (ended := talk.server.wait()).kind != "done":
+        talk.wrong.append(f"the server {ended.short()}")
     talk.start()
 
 
