@@ -242,6 +242,16 @@ class TestSaving:
         with pytest.raises(InputError, match=re.escape(str(saved))):
             RewardModel.from_pretrained(saved)
 
+    @pytest.mark.parametrize("name", [FILE, "config.json", "model.safetensors"])
+    def test_one_bit_of_another_save_is_enough_to_be_refused(self, saved: Path, name: str) -> None:
+        """As when a save over an old model was killed half-way; the files are whole, but not of one model."""
+        content = bytearray((saved / name).read_bytes())
+        digit = max(i for i, byte in enumerate(content) if byte in b"12345")
+        content[digit] ^= 1 if content[digit] != ord("1") else 2
+        (saved / name).write_bytes(bytes(content))
+        with pytest.raises(InputError, match=rf"{name} is damaged, or was not saved to the end; save the model again"):
+            RewardModel.from_pretrained(saved)
+
     def test_a_hub_id_that_is_not_there_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def missing(_name: str) -> str:
             raise OSError("401 Client Error.\nRepository Not Found")

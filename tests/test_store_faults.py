@@ -459,6 +459,21 @@ def test_temporary_files_of_the_dead_are_removed_and_no_others(tmp_path: Path) -
     assert {name: (store.folder / name).exists() for name in names} == names
 
 
+def test_folders_of_the_dead_go_too_and_what_safetensors_left_in_its_day(tmp_path: Path) -> None:
+    dead = run("", tmp_path)
+    dead.wait()
+    mine = store_shard.temp_in(tmp_path)
+    killed = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    for folder in (mine, killed):
+        folder.mkdir()
+        (folder / "part").write_text("x")
+    for name, age in (("old", 25), ("new", 23)):
+        (tmp_path / f".tmp{name}").write_text("x")
+        os.utime(tmp_path / f".tmp{name}", (time.time() - age * 3600,) * 2)
+    store_shard.remove_dead_temps(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, ".tmpnew"}
+
+
 SHARED = """
 rng = np.random.default_rng(int(arguments[0]))
 keys, latents = batch(7, 400)

@@ -104,7 +104,10 @@ class UsersFile:
             raise InputError(f"{self.path} was made by a newer Penchant; install that one, or give another path")
         if pragma(db, "user_version") < SCHEMA:
             raise InputError(f"{self.path} was made by an older Penchant; export with that one, then import")
-        kept: str = db.execute("SELECT value FROM meta WHERE name = 'model'").fetchone()[0]
+        row = db.execute("SELECT value FROM meta WHERE name = 'model'").fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError("it does not say whose people it holds")
+        kept: str = row[0]
         if model not in (None, kept):
             raise RecipeMismatch(
                 f"{self.path} holds people of model {kept}, who cannot be used with model {model}: give their model, "

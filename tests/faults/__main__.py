@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +48,7 @@ def main() -> int:
     from tests.faults.kit import EQUAL, FAILED, REFUSED, Kit
     from tests.faults.registry import JOBS, LEFT_OUT, SPECIALS
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was made is removed then as well
     start = time.monotonic()
     jobs = [job for job in JOBS if not asked.jobs or job.name in asked.jobs]
     specials = {name: found for name, found in SPECIALS.items() if not asked.jobs or name in asked.jobs}
@@ -75,6 +78,7 @@ def main() -> int:
                 failed.append(again)
     finally:
         kit.close()
+        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
     print(table(counts))
     for line in failed:
         print(f"FAILED: python -m tests.faults {line}")

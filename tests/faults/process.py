@@ -120,6 +120,7 @@ def _be_child(work: Callable[[], str], folder: Path, plan: Plan, writer: int) ->
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(os.devnull, os.O_WRONLY)
         os.dup2(log, 1)
         if not os.environ.get("FAULTS_VERBOSE"):

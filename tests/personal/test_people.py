@@ -269,6 +269,21 @@ def test_a_process_that_dies_while_rewards_are_saved_leaves_whole_ones(
     assert sorted(path.name for path in system.folder.glob("rewards*")) == [REWARDS]
 
 
+def test_what_all_share_is_refused_with_its_cure_when_a_bit_has_changed(system: PersonalLLM, tmp_path: Path) -> None:
+    system.fit_population(some({"ann": True, "bob": False}), cache=tmp_path / "cache")
+    for name, damaged, cured in (
+        ("population.safetensors", system.folder / "population.safetensors", Path.unlink),
+        ("model.safetensors", system.folder / REWARDS, shutil.rmtree),
+    ):
+        (path,) = system.folder.rglob(name)
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(InputError, match=rf"{damaged}.* damaged.*delete.*fit the population again"):
+            again(system)
+        cured(damaged)
+        again(system).users.close()
+
+
 def test_the_population_needs_people_for_rewards(system: PersonalLLM) -> None:
     with pytest.raises(InputError, match="no pairs"):
         system.fit_population(CROWD.select([]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from penchant.backbone import Backbone, load_whole
 from penchant.chat import Tokens
-from penchant.errors import InputError, RecipeMismatch
+from penchant.errors import InputError, PenchantError, RecipeMismatch
 from penchant.policy.batches import TokenPair, batches_of, lay_out, token_pairs
 from penchant.policy.codes import PairStates
 from penchant.policy.policy import Policy
@@ -135,6 +137,39 @@ def test_the_trunk_is_kept_and_found_again(make: Maker) -> None:
     again, _ = make(top_layers=1, seed=3)
     assert again.trunk is not None
     assert torch.equal(again.trunk.states, kept)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty"])
+def test_a_trunk_of_which_a_bit_has_changed_is_made_again(make: Maker, tmp_path: Path, damage: str) -> None:
+    policy, _ = make(top_layers=1)
+    assert policy.trunk is not None
+    kept = policy.trunk.states.clone()
+    (path,) = tmp_path.rglob("*.states")
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes({"bit": bytes(flipped), "cut": content[:-20], "empty": b""}[damage])
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
+        again, _ = make(top_layers=1)
+    assert again.trunk is not None
+    assert torch.equal(again.trunk.states, kept)
+    assert path.read_bytes() == content
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room on a disk")
+def test_a_disk_that_is_full_is_known_before_a_trunk_is_mapped(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a memory map it would kill the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(PenchantError, match=r"states cannot be written \(No space left on device\): make room"):
+        make(top_layers=1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_batches_hold_every_pair_once_within_the_budget(make: Maker) -> None:
