@@ -173,7 +173,7 @@ def write_file(folder: Path, content: Sequence[bytes | memoryview], name: str | 
         os.replace(temp, path)
         sync_folder(folder)
     except OSError as error:
-        raise _not_written(folder, sum(len(part) for part in content), error) from error
+        raise not_written(folder, sum(len(part) for part in content), error) from error
     finally:
         with contextlib.suppress(OSError):  # gone already if all went well
             temp.unlink()
@@ -240,7 +240,8 @@ def _header(file: FileIO) -> tuple[int, dict[str, Any]]:
     return 8 + size, json.loads(os.pread(file.fileno(), size, 8))
 
 
-def _not_written(folder: Path, size: int, error: OSError) -> PenchantError:
+def not_written(folder: Path, size: int, error: OSError) -> PenchantError:
+    """What to say of a disk that did not take so many bytes."""
     kept = "everything written before is kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         try:

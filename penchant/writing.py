@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -105,6 +106,22 @@ def _replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # gone already if all went well
             temp.unlink()
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The folder for this process; PenchantError where another one has it. Who dies has it no longer."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PenchantError(
+                f"another process is at work in {folder}; wait until it has ended, or give another --out"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -437,6 +437,27 @@ def test_another_failure_of_the_disk_is_named(tmp_path: Path, monkeypatch: pytes
     assert Store(tmp_path, RECIPE).has(np.concatenate([batch(0)[0], batch(1)[0]])).sum() == 5
 
 
+def test_a_merge_that_may_delete_nothing_is_named_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, RECIPE)
+    for seed in range(3):
+        store.write(*batch(seed))
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with pytest.raises(PenchantError, match=r"cannot be written \(Permission denied"):
+            store.compact()
+    for reader in (store, Store(tmp_path, RECIPE)):
+        reader.refresh()
+        assert all(same(reader.read(batch(seed)[0]), batch(seed)[1]) for seed in range(3))
+    store.compact()
+    assert len(shards(store)) == 1
+
+
 def test_temporary_files_of_the_dead_are_removed_and_no_others(tmp_path: Path) -> None:
     store = Store(tmp_path, RECIPE)
     here = store_shard._here()

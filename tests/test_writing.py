@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 from penchant.errors import InputError, PenchantError
 from penchant.writing import (
     SEAL,
+    alone,
     broken_seal,
     check_seal,
     read_tensors,
@@ -154,6 +157,23 @@ def test_a_full_disk_leaves_what_was_saved_before(tmp_path: Path, monkeypatch: p
         save(tmp_path, "new")
     assert broken_seal(tmp_path) is None
     assert (tmp_path / "a").read_text() == "old a"
+
+
+def test_a_folder_is_one_processs_until_it_ends(tmp_path: Path) -> None:
+    code = f"""
+import sys; from pathlib import Path; from penchant.writing import alone
+with alone(Path({str(tmp_path)!r})):
+    print("mine", flush=True); sys.stdin.read()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mine\n"
+    with pytest.raises(PenchantError, match=f"another process is at work in {tmp_path}; wait"), alone(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    with alone(tmp_path):
+        pass
 
 
 def test_a_seal_covers_every_file_but_the_card(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings, check_installed
 from penchant.policy.trainer import AlignTrainer, history
-from penchant.writing import writing
+from penchant.writing import alone, writing
 
 LOG_ROWS = 40
 """Rows of metrics.jsonl that a run aims at,"""
@@ -121,10 +121,13 @@ def train_policy(
     person: Sequence[int] | None = None,
     show_progress: bool = True,
 ) -> AlignTrainer:
-    """Train; goes on from the last checkpoint in `folder`, if there is one."""
+    """Train; goes on from the last checkpoint in `folder`, if there is one.
+
+    Raises PenchantError where another process trains in the folder, or the disk refuses.
+    """
     trainer = make_trainer(policy, loss, pairs, reference, settings, folder, person=person, show_progress=show_progress)
-    last = last_checkpoint(folder / "checkpoints", identity(policy, settings, pairs, person))
-    with writing(folder):
+    with alone(folder / "checkpoints"), writing(folder):
+        last = last_checkpoint(folder / "checkpoints", identity(policy, settings, pairs, person))
         if last is not None and json.loads((last / STATE).read_text("utf-8"))["global_step"] >= trainer.last_step:
             trainer.take_over(last)  # it was finished
         else:

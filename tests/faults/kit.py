@@ -22,7 +22,7 @@ from tests.faults.jobs import Job
 from tests.faults.process import Ended, run
 
 EQUAL, REFUSED, FAILED = "equal", "refused", "FAILED"
-CURE = re.compile("make room|check its|delete|again|in its place|give |choose |wait")
+CURE = re.compile("make room|check its|delete|again|in its place|encode them first|give |choose |wait")
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 16384, 1 << 18
 
 

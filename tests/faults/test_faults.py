@@ -11,10 +11,12 @@ from pathlib import Path
 HERE = Path(__file__).parents[2]
 SEED = int(os.environ.get("PENCHANT_FAULTS_SEED", "5"))
 COUNT = 20
+JOBS = ("store", "encode", "sae", "reward-model", "policy", "score", "users", "serve")
+"""Those that take a second; the nightly form has all."""
 
 
 def test_after_each_of_twenty_faults_the_bits_are_the_same_or_the_refusal_is_clear() -> None:
-    command = [sys.executable, "-m", "tests.faults", "--count", str(COUNT), "--seed", str(SEED)]
+    command = [sys.executable, "-m", "tests.faults", "--count", str(COUNT), "--seed", str(SEED), "--jobs", *JOBS]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     print(done.stdout, done.stderr[-3000:])
     figures = json.loads(done.stdout.splitlines()[-1])
