@@ -119,7 +119,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise PenchantError(
-                f"another process is at work in {folder}; wait until it has ended, or give another --out"
+                f"another process is at work in {folder}; wait until it has ended, or use another folder"
             ) from error
         yield
 

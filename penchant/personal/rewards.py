@@ -21,13 +21,14 @@ from penchant.heads.tastes import Taste
 from penchant.personal.known import Known
 from penchant.personal.users import Users
 from penchant.reward_model import RewardModel
+from penchant.store_shard import remove_dead_temps, temp_in
 from penchant.store_views import open_store
-from penchant.writing import writing
+from penchant.writing import alone, writing
 
 
 def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
     """What `save_rewards` wrote last and whole, None where nothing is there; InputError where that is damaged."""
-    there = next((path for path in (folder, _beside(folder, "old")) if path.is_dir()), None)
+    there = next((path for path in (folder, _old(folder)) if path.is_dir()), None)
     if there is None:
         return None
     try:
@@ -39,20 +40,27 @@ def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
 
 
 def save_rewards(rewards: RewardModel, folder: Path) -> None:
-    """Write a whole folder, then let it take the place of what is there."""
-    new, old = _beside(folder, "partial"), _beside(folder, "old")
-    with writing(folder):
-        shutil.rmtree(new, ignore_errors=True)
-        rewards.save_pretrained(new)
-        if folder.exists():  # else who was killed between these lines left the whole one as `old`
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(new, folder)
+    """Write a whole folder, then let it take the place of what is there.
+
+    Raises PenchantError where the disk refuses, or another process does the same just now.
+    """
+    old = _old(folder)
+    with alone(folder.parent), writing(folder):
+        remove_dead_temps(folder.parent)
+        new = temp_in(folder.parent)
+        try:
+            rewards.save_pretrained(new)
+            if folder.exists():  # else who was killed between these lines left the whole one as `old`
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(folder, old)
+            os.replace(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(folder: Path, which: str) -> Path:
-    return folder.with_name(f"{folder.name}.{which}")
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
 
 
 def name_of(rewards: RewardModel | None) -> str | None:
