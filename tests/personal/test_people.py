@@ -236,7 +236,7 @@ def test_adversarial_people_move_nobody_else(system: PersonalLLM) -> None:
     assert (system.latent_margins(crowd) > 0).mean() < 0.5
 
 
-@pytest.mark.parametrize("dies_at", (1, 7, 8, 9, 10, 11, 12))
+@pytest.mark.parametrize("dies_at", [1, 7, 8, 9, 10, 11, 12])
 def test_a_process_that_dies_while_rewards_are_saved_leaves_whole_ones(
     system: PersonalLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
