@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parents[2]
 SEED = int(os.environ.get("PENCHANT_FAULTS_SEED", "5"))
 COUNT = 20
-JOBS = ("store", "encode", "sae", "reward-model", "policy", "score", "users", "serve")
+JOBS = ("store", "sae", "reward-model", "policy", "users", "serve")
 """Those that take a second; the nightly form has all."""
 
 
@@ -25,4 +25,4 @@ def test_after_each_of_twenty_faults_the_bits_are_the_same_or_the_refusal_is_cle
     figures = json.loads(done.stdout.splitlines()[-1])
     assert (figures["faults"], figures["failed"], done.returncode) == (COUNT, 0, 0)
     assert figures["equal"] + figures["refused"] == COUNT
-    assert len(figures["by_job"]) > 5
+    assert len(figures["by_job"]) >= 5
