@@ -6,18 +6,17 @@ Our own training loops keep all of it in one file (`save_run`, `load_run`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from penchant.errors import InputError
 from penchant.sharding import sharded_like, unsharded
+from penchant.writing import read_tensors as read_checked
+from penchant.writing import save_tensors
 
 WEIGHTS, STATE, OTHER = "weights", "adam", "other"
 
@@ -25,7 +24,10 @@ WEIGHTS, STATE, OTHER = "weights", "adam", "other"
 def save_run(
     path: Path, module: nn.Module, adam: torch.optim.Optimizer, facts: dict[str, Any], **others: Tensor
 ) -> None:
-    """Everything a run needs to go on, replaced at once: a run that is killed meanwhile keeps the file before."""
+    """Everything a run needs to go on, replaced at once: a run that is killed meanwhile keeps the file before.
+
+    Raises PenchantError where the disk refuses.
+    """
     tensors = {f"{WEIGHTS}.{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"{STATE}.{name}": value for name, value in moments(module, adam).items()}
     tensors |= {f"{OTHER}.{name}": value for name, value in others.items()}
@@ -33,21 +35,18 @@ def save_run(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-    """Tensors and facts (JSON) in one safetensors file, replaced at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"facts": json.dumps(facts)})
-    os.replace(partial, path)
+    """Tensors and facts (JSON) in one safetensors file, replaced at once; PenchantError where the disk refuses."""
+    save_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote, bit for bit; InputError where it did not, or the file is damaged."""
     try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        tensors, told = read_checked(path)
+        facts: dict[str, Any] = json.loads(told["facts"])
+    except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is damaged, or of another version; delete it, or give another folder") from error
+    return tensors, facts
 
 
 def moments(module: nn.Module, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -81,14 +80,12 @@ def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
     """What `save_run` was told.
 
     Raises InputError if `facts["made_with"]` is not this, with the names that differ, or if `save_run` did not write
-    the file, or it is damaged.
+    the file, or a bit of it is damaged.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
-        before = facts["made_with"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged, or of another version; delete it, or give another folder") from error
+    facts = read_tensors(path)[1]
+    before = facts.get("made_with") if isinstance(facts, dict) else None
+    if not isinstance(before, dict):
+        raise InputError(f"{path} is damaged, or of another version; delete it, or give another folder")
     if other := [name for name in made_with if before.get(name) != made_with[name]]:
         raise InputError(
             f"{path} is of a run with another {', '.join(other)}; give the same settings, or another folder"

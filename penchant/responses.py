@@ -59,11 +59,17 @@ def load_responses(source: str | Path | Iterable[dict[str, Any]]) -> Responses:
 
 
 def read_lines(data: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, or of standard input for "-", that are not blank, with their numbers from 0."""
-    with sys.stdin.buffer if data == "-" else Path(data).open("rb") as file:
-        for number, line in enumerate(file):
-            if line.strip():
-                yield number, line
+    """The lines of a file, or of standard input for "-", that are not blank, with their numbers from 0.
+
+    Raises InputError where the file cannot be read.
+    """
+    try:
+        with sys.stdin.buffer if data == "-" else Path(data).open("rb") as file:
+            for number, line in enumerate(file):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InputError(f"cannot read {data}: {error.strerror}; give another file.") from error
 
 
 def parse_line(number: int, line: bytes) -> tuple[int, dict[str, Any]]:

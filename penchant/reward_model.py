@@ -34,6 +34,7 @@ from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
 from penchant.synthesis.training import check_synthesis, check_unlabelled, train_head
+from penchant.writing import check_seal, saving
 
 FILE = "reward_model.json"
 FILES = (FILE, "config.json", "model.safetensors")
@@ -290,12 +291,15 @@ class RewardModel:
         return RewardModel(self.recipe, head, self.temperature, facts, self._backbone)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the head, the recipe, the temperature and a model card into `folder`; no LLM weights, no pickle."""
-        path = Path(folder)
-        self.head.save_pretrained(path)
-        saved = {"recipe": self.recipe.to_dict(), "temperature": self.temperature, "facts": self.facts}
-        (path / FILE).write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
-        (path / "README.md").write_text(model_card(self.recipe, self.facts), encoding="utf-8")
+        """Write the head, the recipe, the temperature and a model card into `folder`; no LLM weights, no pickle.
+
+        Raises PenchantError where the disk refuses; what the folder held before is whole then.
+        """
+        with saving(folder) as path:
+            self.head.save_pretrained(path)
+            saved = {"recipe": self.recipe.to_dict(), "temperature": self.temperature, "facts": self.facts}
+            (path / FILE).write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+            (path / "README.md").write_text(model_card(self.recipe, self.facts), encoding="utf-8")
 
     @classmethod
     def from_pretrained(
@@ -317,6 +321,7 @@ class RewardModel:
                 raise InputError(f"there is no folder {str(name)!r}, and the hub gives none: {reason}") from error
         if not (path / FILE).is_file():
             raise InputError(f"there is no reward model in {str(name)!r}: {FILE} is missing; give the folder it is in.")
+        check_seal(path, "save the model again")
         saved = read_json(path / FILE, CURE)
         try:
             recipe = Recipe.from_dict(saved["recipe"])

@@ -35,6 +35,7 @@ from penchant.store_views import open_store
 from penchant.synthesis import Synthesizer
 from penchant.synthesis.augmented import Augmented
 from penchant.synthesis.training import order_facts
+from penchant.writing import write_text, writing
 
 PACKAGES = ("penchant", "torch", "transformers", "datasets", "scikit-learn", "numpy")
 CURVE_SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
@@ -69,8 +70,9 @@ class Run:
         spent |= {"total_seconds": time.perf_counter() - self.start, "peak_memory_mb": peak_memory_mb()}
         metrics = {"created": self.created, "versions": versions(), **metrics}
         text = json.dumps(metrics, indent=2, allow_nan=False)
-        (self.folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-        return write(metrics, self.folder / "report.html")
+        write_text(self.folder / "metrics.json", text + "\n")
+        with writing(self.folder):
+            return write(metrics, self.folder / "report.html")
 
 
 def versions() -> dict[str, str]:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file as load_torch
 from torch import Tensor
 
 from penchant.errors import InputError
+from penchant.writing import read_tensors as read_checked
 
 MOST_JSON = 256 << 20
 """Bytes of the largest JSON file that is read; configs are a thousand times smaller."""
@@ -36,8 +36,15 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, finite; InputError, with the cure, for anything else."""
-    found: dict[str, Tensor] = _read(load_torch, path, cure, lambda _, tensor: bool(tensor.isfinite().all()))
+    """All tensors of a safetensors file, finite, with the checksum they had if it was written down.
+
+    Raises InputError, with the cure, for anything else.
+    """
+
+    def load(file: Path) -> dict[str, Tensor]:
+        return read_checked(file, checked=False)[0]
+
+    found: dict[str, Tensor] = _read(load, path, cure, lambda _, tensor: bool(tensor.isfinite().all()))
     return found
 
 

@@ -37,6 +37,7 @@ from penchant.store_shard import (
     Shard,
     Stamp,
     load_shard,
+    not_written,
     remove_dead_temps,
     stamp_of,
     sync_folder,
@@ -198,7 +199,10 @@ class Store(Writer):
         merged = write_shard(self.folder, index.keys[order], latents, self.recipe)
         for source in sources:
             if source.path != merged.path:  # equal if one source already held all rows
-                source.path.unlink(missing_ok=True)
+                try:
+                    source.path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise not_written(self.folder, 0, error) from error
                 self._forget(source.path.name)
         self._shards[merged.path.name] = merged
 

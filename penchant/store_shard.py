@@ -159,8 +159,7 @@ def write_file(folder: Path, content: Sequence[bytes | memoryview], name: str | 
 
     Raises PenchantError when it cannot be written, above all when the disk is full.
     """
-    temp = folder / f".tmp-{_here()}-{os.getpid()}-{secrets.token_hex(8)}"
-    digest = hashlib.sha256()
+    temp, digest = temp_in(folder), hashlib.sha256()
     try:
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -177,11 +176,16 @@ def write_file(folder: Path, content: Sequence[bytes | memoryview], name: str | 
         os.replace(temp, path)
         sync_folder(folder)
     except OSError as error:
-        raise _not_written(folder, sum(len(part) for part in content), error) from error
+        raise not_written(folder, sum(len(part) for part in content), error) from error
     finally:
         with contextlib.suppress(OSError):  # gone already if all went well
             temp.unlink()
     return path, stamp
+
+
+def temp_in(folder: Path) -> Path:
+    """A new name for a file that is not whole yet; `remove_dead_temps` knows whose it is."""
+    return folder / f".tmp-{_here()}-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def sync_folder(folder: Path) -> None:
@@ -194,13 +198,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_dead_temps(folder: Path) -> None:
-    """Delete what killed writers left: their process is gone from this host, or the file is older than a day."""
-    for temp in folder.glob(".tmp-*"):
+    """Delete what killed writers left, folders too: their process is gone from this host, or it is older than a day."""
+    for temp in folder.glob(".tmp*"):  # safetensors has names of its own
         found = re.fullmatch(r"\.tmp-([0-9a-f]+)-(\d+)-[0-9a-f]+", temp.name)
         try:
             dead = found is not None and found[1] == _here() and not _alive(int(found[2]))
             if dead or time.time() - temp.stat().st_mtime > 24 * 3600:
-                temp.unlink()
+                shutil.rmtree(temp) if temp.is_dir() else temp.unlink()
         except OSError:  # its writer has just finished, or the folder is read-only
             continue
 
@@ -239,7 +243,8 @@ def _header(file: FileIO) -> tuple[int, dict[str, Any]]:
     return 8 + size, json.loads(os.pread(file.fileno(), size, 8))
 
 
-def _not_written(folder: Path, size: int, error: OSError) -> PenchantError:
+def not_written(folder: Path, size: int, error: OSError) -> PenchantError:
+    """What to say of a disk that did not take so many bytes."""
     kept = "everything written before is kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         try:

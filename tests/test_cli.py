@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -223,6 +225,12 @@ class TestScore:
         assert [row["a"] for row in found] == ["Hello.", "No."]
         assert found[0]["score"] != found[1]["score"]
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+    def test_a_full_disk_is_one_sentence(self, work: Path, here: Path, capsys: Any) -> None:
+        write_lines(here / "in.jsonl", list(self.ROWS))
+        assert main(["score", str(work / "run" / "model"), "in.jsonl", "--out", "/dev/full"]) == 2
+        assert "penchant: /dev/full cannot be written (No space left on device): make room" in capsys.readouterr().err
+
 
 def test_export(work: Path, here: Path, capsys: Any) -> None:
     final = ["--head", "linear", "--views", f"[{LAYERS}:last]", "--curve", "false"]
@@ -428,6 +436,27 @@ def test_sigint_while_encoding_keeps_what_was_done(work: Path, here: Path) -> No
     whole = json.loads((here / "whole" / "metrics.json").read_text())
     assert 0 < resumed["cost"]["unique_tokens"] < whole["cost"]["unique_tokens"]
     assert steady(here / "run" / "metrics.json") == steady(here / "whole" / "metrics.json")
+
+
+def test_what_a_disk_refuses_is_one_sentence_and_a_mistake_of_ours_is_none(
+    work: Path, here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(number: int, name: str | None) -> Any:
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(number, os.strerror(number), name)
+
+        return fail
+
+    monkeypatch.setattr("penchant.cli.train.train_run", failing(errno.EIO, "/a/file"))
+    assert main(["train", *train_arguments(work), "--out", "run"]) == 2
+    assert capsys.readouterr().err == (
+        "penchant: /a/file cannot be used (Input/output error): make room, or check its permissions and disk, then run"
+        " the same command again.\n"
+    )
+    for number, name in ((errno.ENOENT, "/a/file"), (errno.EIO, None)):
+        monkeypatch.setattr("penchant.cli.train.train_run", failing(number, name))
+        with pytest.raises(OSError, match=os.strerror(number)):
+            main(["train", *train_arguments(work), "--out", "run"])
 
 
 def test_a_reader_that_leaves_is_no_error(work: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from penchant.personal import fit_run as fit_module
 from penchant.personal.judging import margins
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
+from penchant.personal.users import Users
 from tests.test_report import Page
 from tests.tiny_llm import save_tiny_llm
 
@@ -198,6 +199,41 @@ def test_the_same_command_again_fits_nobody_twice(
     assert not any("Known before" in sentence for sentence in found["warnings"])
     assert fit(work, "again", "run-other", *few, "--seed", "1") == 0
     assert "warning: Known before, and fitted on from there: ann, bob, cleo, dan." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_killed_around_the_very_moment_when_people_are_kept(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Right after it nobody may be fitted twice, right before it everybody has to be."""
+    system = copy(work, work / "system", tmp_path.name)
+    real = Users.put_many
+
+    def killed(self: Users, people: Any) -> int:
+        if kept:
+            real(self, people)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Users, "put_many", killed)
+        assert fit(work, tmp_path.name, f"run-{tmp_path.name}", "--examples", "0") == 130
+    assert fit(work, tmp_path.name, f"run-{tmp_path.name}", "--examples", "0") == 0
+    people = PersonalLLM.load(system).users.get_many(LIKES).values()
+    assert {(person.version, person.pairs) for person in people} == {(1, 8)}
+
+
+def test_a_run_that_does_not_know_whether_people_were_fitted_says_so(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy(work, work / "system", "unsure")
+    assert fit(work, "unsure", "run-unsure", "--examples", "0") == 0
+    marker = work / "run-unsure" / "fitted.json"
+    for text in (marker.read_text()[:40], "[]", "{}"):
+        marker.write_text(text)
+        assert fit(work, "unsure", "run-unsure", "--examples", "0") == 2
+        said = capsys.readouterr().err
+        assert f"{marker} is damaged" in said
+        assert "put a copy in its place, or give another --out" in said
 
 
 def test_without_rewards_people_are_judged_by_z_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,12 +152,16 @@ def test_a_killed_run_goes_on_to_the_same_answers(
         assert generator.sample(PROMPTS, **settings) == whole
         assert len(sampled) == again
         records = [json.loads(line) for line in settings["file"].read_bytes().splitlines() if line.endswith(b"}")]
-        first = [json.loads(line) for line in lines]
-        assert [{**r, "seconds": 0} for r in records] == [{**r, "seconds": 0} for r in first]
+        first, untimed = [json.loads(line) for line in lines], {"seconds": 0, "sum": ""}
+        assert [{**r, **untimed} for r in records] == [{**r, **untimed} for r in first]
         assert (generator.cost.new_tokens, generator.cost.prompt_tokens) == (cost.new_tokens, cost.prompt_tokens)
     sampled.clear()
     assert generator.sample(PROMPTS, **settings) == whole
     assert not sampled
+    settings["file"].write_bytes(lines[0].replace(b'"texts": [["', b'"texts": [["x') + b"\xff\n" + b"".join(lines[1:]))
+    assert generator.sample(PROMPTS, **settings) == whole  # a bit has changed, and is not believed
+    assert len(sampled) == 1
+    sampled.clear()
     changes: list[dict[str, Any]] = [
         {"seed": 1},
         {"temperature": 0.5},

@@ -21,6 +21,7 @@ from penchant.errors import RecipeMismatch
 from penchant.pairs import split_by_prompt
 from penchant.reward_model import FILE
 from penchant.runs import train_run
+from penchant.writing import SEAL
 from tests.tiny_llm import CHATML, save_tiny_llm, tiny_pairs
 
 VIEWS = ("2:last", "3:mean")
@@ -183,7 +184,7 @@ class TestSaving:
         assert again.score(PROMPTS, RESPONSES).tobytes() == made.score(PROMPTS, RESPONSES).tobytes()
         assert again.backbone.layers_run == max(made.recipe.layers)
         assert sorted(p.name for p in (tmp_path / "rm").iterdir()) == [
-            "README.md", "config.json", "model.safetensors", FILE,
+            "README.md", SEAL, "config.json", "model.safetensors", FILE,
         ]  # fmt: skip
 
     def test_the_head_is_in_the_folder(self, rm: RewardModel, saved: Path, tmp_path: Path) -> None:
@@ -239,6 +240,16 @@ class TestSaving:
         if content is not None:
             (saved / name).write_bytes(content)
         with pytest.raises(InputError, match=re.escape(str(saved))):
+            RewardModel.from_pretrained(saved)
+
+    @pytest.mark.parametrize("name", [FILE, "config.json", "model.safetensors"])
+    def test_one_bit_of_another_save_is_enough_to_be_refused(self, saved: Path, name: str) -> None:
+        """As when a save over an old model was killed half-way; the files are whole, but not of one model."""
+        content = bytearray((saved / name).read_bytes())
+        digit = max(i for i, byte in enumerate(content) if byte in b"12345")
+        content[digit] ^= 1 if content[digit] != ord("1") else 2
+        (saved / name).write_bytes(bytes(content))
+        with pytest.raises(InputError, match=rf"{name} is damaged, or was not saved to the end; save the model again"):
             RewardModel.from_pretrained(saved)
 
     def test_a_hub_id_that_is_not_there_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:

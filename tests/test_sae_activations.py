@@ -87,6 +87,13 @@ def test_states_that_were_kept_are_read_and_not_run_again(tmp_path: Path, monkey
     again = blocks(keep=tmp_path)
     monkeypatch.setattr(again, "_run", lambda _: pytest.fail("the LLM ran"))
     assert torch.equal(again.block(0), states)
+    monkeypatch.undo()
+    (path,) = tmp_path.rglob("block-00000-*")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged"):
+        assert torch.equal(again.block(0), states)
+    assert path.read_bytes() == content
 
 
 def test_plain_texts_are_cut_into_pieces(tmp_path: Path) -> None:

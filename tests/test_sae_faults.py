@@ -19,6 +19,7 @@ from torch import Tensor
 from penchant.errors import InputError
 from penchant.sae import SAEConfig, SparseAutoencoder
 from penchant.sae.formats import LAYOUTS, load_sae, save_sae
+from penchant.writing import SEAL
 from tests.test_sae_formats import (
     D,
     K,
@@ -34,7 +35,9 @@ from tests.test_sae_formats import (
 
 
 def saelens(root: Path) -> tuple[Path, None]:
-    return save_sae(SparseAutoencoder.random(SAEConfig(D, M, k=K, layer=3)), root / "me" / "sae" / "blocks.2"), None
+    folder = save_sae(SparseAutoencoder.random(SAEConfig(D, M, k=K, layer=3)), root / "me" / "sae" / "blocks.2")
+    (folder / SEAL).unlink()  # as others save it
+    return folder, None
 
 
 WRITERS = [saelens, gemma_scope, gemma_scope_2, llama_scope, sparsify, dictionary_learning]

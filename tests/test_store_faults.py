@@ -437,6 +437,27 @@ def test_another_failure_of_the_disk_is_named(tmp_path: Path, monkeypatch: pytes
     assert Store(tmp_path, RECIPE).has(np.concatenate([batch(0)[0], batch(1)[0]])).sum() == 5
 
 
+def test_a_merge_that_may_delete_nothing_is_named_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, RECIPE)
+    for seed in range(3):
+        store.write(*batch(seed))
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with pytest.raises(PenchantError, match=r"cannot be written \(Permission denied"):
+            store.compact()
+    for reader in (store, Store(tmp_path, RECIPE)):
+        reader.refresh()
+        assert all(same(reader.read(batch(seed)[0]), batch(seed)[1]) for seed in range(3))
+    store.compact()
+    assert len(shards(store)) == 1
+
+
 def test_temporary_files_of_the_dead_are_removed_and_no_others(tmp_path: Path) -> None:
     store = Store(tmp_path, RECIPE)
     here = store_shard._here()
@@ -457,6 +478,21 @@ def test_temporary_files_of_the_dead_are_removed_and_no_others(tmp_path: Path) -
         os.utime(store.folder / name, (time.time() - age,) * 2)
     Store(tmp_path, RECIPE)
     assert {name: (store.folder / name).exists() for name in names} == names
+
+
+def test_folders_of_the_dead_go_too_and_what_safetensors_left_in_its_day(tmp_path: Path) -> None:
+    dead = run("", tmp_path)
+    dead.wait()
+    mine = store_shard.temp_in(tmp_path)
+    killed = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    for folder in (mine, killed):
+        folder.mkdir()
+        (folder / "part").write_text("x")
+    for name, age in (("old", 25), ("new", 23)):
+        (tmp_path / f".tmp{name}").write_text("x")
+        os.utime(tmp_path / f".tmp{name}", (time.time() - age * 3600,) * 2)
+    store_shard.remove_dead_temps(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, ".tmpnew"}
 
 
 SHARED = """

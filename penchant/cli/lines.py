@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from penchant.errors import InputError
 from penchant.responses import Lines, dump_lines, parse_line, read_lines
+from penchant.writing import writing
 
 
 def check_data(data: str, purpose: str) -> None:
@@ -50,6 +51,7 @@ def over_lines(
 def write_batches(data: str, out: str | None, label: str, batches: Iterable[tuple[str, int]]) -> None:
     """Write batches, (JSON lines, how many), as they are made of `data`; `out` and `label` as in `over_lines`."""
     with ExitStack() as stack:
+        stack.enter_context(writing(out or "standard output"))  # the last of it is written when it is closed
         target = stack.enter_context(_writable(Path(out), data)) if out else sys.stdout
         bar = stack.enter_context(tqdm(desc=label, unit="row", disable=out is None))
         for text, rows in batches:

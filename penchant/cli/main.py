@@ -22,6 +22,7 @@ Verbs = dict[str, Verb | dict[str, Verb]]
 ACTION = "action"
 SHARED = ("align", "pretrain")
 """What several processes do together."""
+DISK = "make room, or check its permissions and disk, then run the same command again"
 
 
 def verbs() -> Verbs:
@@ -109,12 +110,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" (process {rank()})" if not is_main() else ""
         print(f"penchant{where}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, for example `| head`
+            sys.stderr.close()
+            return 0
+        from penchant.writing import refusal
+
+        if error.filename is None or (reason := refusal(error)) is None:
+            raise
+        print(f"penchant: {error.filename} cannot be used ({reason}): {DISK}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("penchant: interrupted; what was encoded is kept: run the same command to go on.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, for example `| head`
-        sys.stderr.close()
-        return 0
     return 0
 
 

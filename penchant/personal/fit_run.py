@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +23,14 @@ from penchant.personal.judging import ANSWERED, compare_answers, judge, margins
 from penchant.personal.people import POPULATION, Read, Settings
 from penchant.personal.people_map import people_map
 from penchant.personal.people_pairs import rows_by_person
+from penchant.personal.records import Person
 from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import people_warnings
 from penchant.saved import read_json
+from penchant.writing import write_text
 
 FITTED = "fitted.json"
-"""Says in a run's folder that its people are in the database already: what a killed run must not do twice."""
+"""Says in a run's folder who its people are once they are in the database: what a killed run must not do twice."""
 
 SIZED = 100
 """People whose mean size is told, at most."""
@@ -144,11 +146,10 @@ def _fitted(
     made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings), "read": read}
     marker = folder / FITTED
     if marker.is_file():
-        kept = read_json(marker, "delete it, and fit again.")
-        now = {name: person.version for name, person in system.users.get_many(names).items()}
-        if not kept.keys() >= {"made_of", "cost", *Fitted._fields}:
-            raise InputError(f"{marker} is damaged; delete it, and fit again.")
-        if kept["made_of"] == made_of and kept["versions"] == now:
+        kept = _read_marker(marker)
+        now = system.users.get_many(names)
+        versions = {name: person.version for name, person in now.items()}
+        if (kept["made_of"], kept["versions"], kept["contents"]) == (made_of, versions, contents(now.values())):
             cost |= kept["cost"]
             return Fitted(**{name: kept[name] for name in Fitted._fields})
     had_rewards = system.rewards is not None
@@ -161,13 +162,42 @@ def _fitted(
             system.fit_population(train, small, rewards=rewards, read=read, cache=cache, show_progress=show_progress)
     before = list(system.users.get_many(names))
     full = isinstance(settings, FullEncoderSettings)
-    with _timed(cost, "fit_seconds"):
-        versions = system.fit_users(train, settings, full=full, read=read, cache=cache, show_progress=show_progress)
-    cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
-    outdated = len(system.users) - len(names) if population and rewards and had_rewards else 0
-    fitted = Fitted(versions, before, outdated)
-    marker.write_text(json.dumps({"made_of": made_of, **fitted._asdict(), "cost": cost}) + "\n", encoding="utf-8")
-    return fitted
+    outdated = len(system.users) - len(before) if population and rewards and had_rewards else 0
+    start = time.perf_counter()
+
+    def note(people: list[Person]) -> None:
+        """Right before they are kept, for who is killed right after must know."""
+        cost["fit_seconds"] = time.perf_counter() - start
+        cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
+        fitted = Fitted({person.user_id: person.version for person in people}, before, outdated)
+        kept = {"made_of": made_of, "contents": contents(people), **fitted._asdict(), "cost": cost}
+        write_text(marker, json.dumps(kept) + "\n")
+
+    versions = system.fit_users(
+        train, settings, full=full, read=read, cache=cache, show_progress=show_progress, before_keeping=note
+    )
+    return Fitted(versions, before, outdated)
+
+
+def _read_marker(marker: Path) -> dict[str, Any]:
+    cure = (
+        "without it nobody knows whether its people were fitted already: put a copy in its place, or give another --out"
+        " to fit them once more."
+    )
+    kept = read_json(marker, cure)
+    if not {"made_of", "contents", "cost", *Fitted._fields} <= kept.keys():
+        raise InputError(f"{marker} is damaged (it lacks a part); {cure}")
+    return kept
+
+
+def contents(people: Iterable[Person]) -> str:
+    """What is known of people, in 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for person in sorted(people, key=lambda person: person.user_id):
+        digest.update(f"{person.user_id} {person.pairs}".encode())
+        for name, vector in sorted(person.vectors.items()):
+            digest.update(f"{name} {vector.dtype} {vector.shape}".encode() + np.ascontiguousarray(vector).tobytes())
+    return digest.hexdigest()
 
 
 def _digest(pairs: Dataset) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from penchant.chat import Text, Tokens
@@ -23,12 +21,14 @@ from penchant.personal.fitting import LatentDPOSettings, fit_people
 from penchant.personal.full_encoder import FullEncoderSettings, encoder_of, fit_encoder, read_prompts
 from penchant.personal.known import LATENT, Known
 from penchant.personal.reading import Judged, load_z, read_by_llm, read_pairs
+from penchant.personal.records import Person
 from penchant.personal.rewards import fit_tastes, load_rewards, name_of, rewards_of, save_rewards
 from penchant.personal.users import Users
 from penchant.policy.batches import token_pairs
 from penchant.policy.people import people_of
 from penchant.reward_model import RewardModel
 from penchant.saved import read_tensors
+from penchant.writing import save_tensors
 
 PEOPLE, POPULATION, REWARDS, KEPT = "users.db", "population.safetensors", "rewards", "z.safetensors"
 Settings = LatentDPOSettings | FullEncoderSettings
@@ -49,7 +49,7 @@ class People:
         self.clap, self.folder = clap.eval(), folder
         self.population = torch.zeros(clap.latent)
         if (folder / POPULATION).is_file():
-            found = read_tensors(folder / POPULATION, "fit the population again.").get(LATENT)
+            found = read_tensors(folder / POPULATION, "delete it, and fit the population again.").get(LATENT)
             if found is None or found.shape != self.population.shape:
                 raise InputError(
                     f"{folder / POPULATION} holds no vector of {clap.latent} numbers; fit the population again."
@@ -100,9 +100,7 @@ class People:
             self.rewards = RewardModel.train(pairs, model=backbone, head=head, cache=cache, show_progress=show_progress)
             save_rewards(self.rewards, self.folder / REWARDS)
         self.population = population
-        partial = self.folder / f"{POPULATION}.partial"
-        save_file({LATENT: population}, partial)
-        os.replace(partial, self.folder / POPULATION)
+        save_tensors(self.folder / POPULATION, {LATENT: population})
 
     def fit_users(
         self,
@@ -113,6 +111,7 @@ class People:
         read: Read = "auto",
         cache: str | Path | None = None,
         show_progress: bool = False,
+        before_keeping: Callable[[list[Person]], None] | None = None,
     ) -> dict[str, int]:
         """Fit everybody who judged some of the pairs (user_id), side by side, and keep them, all or none; their
         versions by person.
@@ -128,6 +127,7 @@ class People:
                 LLM; "auto" is the first where it can be. Texts that CLaP was pretrained on are not read, and who has an
                 encoder of their own learns from the encoder's z. InputError for "llm" where z is not the start's.
             cache: folder of the latents' cache.
+            before_keeping: is told who everybody will be, right before they are kept.
 
         Raises InputError for pairs of which it is not said who judged them, for a person in the compact form where
         `full` asks for the other, and where somebody else wrote one of the people meanwhile; nothing is kept then.
@@ -149,10 +149,16 @@ class People:
             found = [person._replace(taste=tastes[name]) for name, person in zip(names, found, strict=True)]
         counts = np.bincount(owner)
         versions = [rows[name].version if name in rows else 0 for name in names]
-        self.users.put_many(
-            (name, found[i].vectors(named), int(counts[i]) + seen[i], versions[i]) for i, name in enumerate(names)
-        )
-        return {name: version + 1 for name, version in zip(names, versions, strict=True)}
+        people = [
+            Person(
+                name, dict(found[i].vectors(named)), int(counts[i]) + seen[i], versions[i] + 1, 0.0, self.users.model
+            )
+            for i, name in enumerate(names)
+        ]
+        if before_keeping is not None:
+            before_keeping(people)
+        self.users.put_many((person.user_id, person.vectors, person.pairs, person.version - 1) for person in people)
+        return {person.user_id: person.version for person in people}
 
     def _fit_z(
         self,

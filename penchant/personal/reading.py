@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,6 +22,7 @@ from penchant.personal.clap import Clap
 from penchant.personal.encoder import Gaussian
 from penchant.personal.start import middle_states
 from penchant.saved import read_tensors
+from penchant.writing import save_tensors
 
 T = TypeVar("T")
 READ_AT_ONCE = 64
@@ -86,7 +86,7 @@ def read_by_llm(
 def save_z(path: Path, items: Iterable[Tokens], z: Tensor, projection: Tensor) -> None:
     """Keep z [r, latent] of r texts, and the projection that made it, for `load_z`."""
     keys = torch.from_numpy(stack_keys(item.key for item in items).copy())
-    save_file({"keys": keys, "z": z.contiguous(), "projection": projection.contiguous()}, path)
+    save_tensors(path, {"keys": keys, "z": z, "projection": projection})
 
 
 def load_z(path: Path) -> tuple[dict[bytes, Tensor], Tensor | None]:

@@ -20,30 +20,47 @@ from penchant.heads import TasteHead
 from penchant.heads.tastes import Taste
 from penchant.personal.known import Known
 from penchant.personal.users import Users
-from penchant.reward_model import FILE, RewardModel
+from penchant.reward_model import RewardModel
+from penchant.store_shard import remove_dead_temps, temp_in
 from penchant.store_views import open_store
+from penchant.writing import alone, writing
 
 
 def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
-    """What `save_rewards` wrote last and whole, None where nothing is there."""
-    there = [path for path in (folder, _beside(folder, "old")) if (path / FILE).is_file()]
-    return RewardModel.from_pretrained(there[0], backbone=backbone) if there else None
+    """What `save_rewards` wrote last and whole, None where nothing is there; InputError where that is damaged."""
+    there = next((path for path in (folder, _old(folder)) if path.is_dir()), None)
+    if there is None:
+        return None
+    try:
+        return RewardModel.from_pretrained(there, backbone=backbone)
+    except InputError as error:
+        raise InputError(
+            f"the rewards in {there} are damaged: delete that folder, and fit the population again ({error})"
+        ) from error
 
 
 def save_rewards(rewards: RewardModel, folder: Path) -> None:
-    """Write a whole folder, then let it take the place of what is there."""
-    new, old = _beside(folder, "partial"), _beside(folder, "old")
-    shutil.rmtree(new, ignore_errors=True)
-    rewards.save_pretrained(new)
-    if folder.exists():  # else who was killed between these lines left the whole one as `old`
+    """Write a whole folder, then let it take the place of what is there.
+
+    Raises PenchantError where the disk refuses, or another process does the same just now.
+    """
+    old = _old(folder)
+    with alone(folder.parent), writing(folder):
+        remove_dead_temps(folder.parent)
+        new = temp_in(folder.parent)
+        try:
+            rewards.save_pretrained(new)
+            if folder.exists():  # else who was killed between these lines left the whole one as `old`
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(folder, old)
+            os.replace(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(folder: Path, which: str) -> Path:
-    return folder.with_name(f"{folder.name}.{which}")
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
 
 
 def name_of(rewards: RewardModel | None) -> str | None:

@@ -12,6 +12,7 @@ from penchant.backbone import Backbone, local_revision
 from penchant.errors import InputError
 from penchant.personal.clap import Clap
 from penchant.policy.saving import load_base
+from penchant.writing import writing
 
 LLM = "llm"
 """The folder, in the system's own, of an LLM that was trained as well."""
@@ -38,8 +39,9 @@ def save_llm(llm: PreTrainedModel, backbone: Backbone, folder: Path) -> dict[str
     Returns what config.json says of it. The backbone goes by the new LLM's name from then on.
     """
     path = folder / LLM
-    llm.save_pretrained(path)
-    backbone.chat.tokenizer.save_pretrained(path)
+    with writing(path):
+        llm.save_pretrained(path)
+        backbone.chat.tokenizer.save_pretrained(path)
     backbone.name, backbone.revision = str(path), local_revision(str(path))
     return {"llm": LLM, "llm_revision": backbone.revision}
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from penchant.backbone import DEFAULT, load_whole
@@ -32,6 +31,7 @@ from penchant.personal.start import principal_start
 from penchant.processes import asked_to_shard, is_main, told, wait
 from penchant.processes import start as start_processes
 from penchant.saved import read_json, read_tensors
+from penchant.writing import check_seal, save_tensors, seal, write_text
 
 CONFIG, WEIGHTS = "config.json", "clap.safetensors"
 NEEDED = "base", "asked_revision", "revision", "dtype", "max_length", "latent", "adapter", "reach", "digest"
@@ -159,8 +159,9 @@ class PersonalLLM(People):
         if start is not None and not settings.epochs:  # else z has moved
             items = [item for group in train for item in group]
             save_z(target / KEPT, items, torch.cat(start.targets), start.projection)
-        save_file(weights, target / WEIGHTS)
-        (target / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        save_tensors(target / WEIGHTS, weights)
+        write_text(target / CONFIG, json.dumps(facts, indent=1) + "\n")
+        seal(target, [name for name in (CONFIG, WEIGHTS, KEPT) if (target / name).is_file()])
         made = cls(clap, generator, facts, target)
         wait()
         return made
@@ -172,7 +173,9 @@ class PersonalLLM(People):
         Raises InputError where there is none, or an older Penchant's, RecipeMismatch where its LLM is another.
         """
         target = Path(folder)
-        facts, weights = checked_facts(target), read_tensors(target / WEIGHTS, "pretrain anew.")
+        facts = checked_facts(target)
+        check_seal(target, "run pretrain again with the same settings and folder")
+        weights = read_tensors(target / WEIGHTS, "pretrain anew.")
         llm, backbone = load_llm(facts, target)
         try:
             clap = Clap(llm, backbone, facts["latent"], facts["adapter"])

@@ -78,7 +78,7 @@ class Users:
         """
         data = packed(user_id, vectors, pairs)
         with self._file.writing() as db:
-            _check_version(db, user_id, expected)
+            self._check_version(db, user_id, expected)
             return self._insert(db, user_id, data, pairs)
 
     def put_many(self, people: Iterable[tuple[str, Vectors, int] | tuple[str, Vectors, int, int]]) -> int:
@@ -92,7 +92,7 @@ class Users:
             for number, (user_id, vectors, pairs, *expected) in enumerate(people):
                 try:
                     data = packed(user_id, vectors, pairs)
-                    _check_version(db, user_id, *expected)
+                    self._check_version(db, user_id, *expected)
                 except InputError as error:
                     raise InputError(f"row {number}: {error}; nothing was written") from error
                 self._insert(db, user_id, data, pairs)
@@ -240,6 +240,16 @@ class Users:
         db.execute(f"INSERT INTO {table_of(user_id)} VALUES (?, ?, ?, ?, ?, ?)", (*row, slot))
         return version
 
+    def _check_version(self, db: sqlite3.Connection, user_id: str, expected: int | None = None) -> None:
+        """InputError if a person is at another version than the expected one."""
+        version = _version(db, user_id)
+        if expected not in (None, version):
+            self._file.check(db)
+            raise InputError(
+                f"{user_id!r} is at version {version}, not {expected}, for somebody else wrote meanwhile: begin again "
+                "with what is known now"
+            )
+
     def _drop(self, db: sqlite3.Connection, user_id: str, kept: int) -> None:
         """Remove all of a person's versions but the newest `kept`."""
         table = table_of(user_id)
@@ -258,16 +268,6 @@ def _version(db: sqlite3.Connection, user_id: str) -> int:
     """The newest version of a person, 0 if there is none."""
     sql = f"SELECT ifnull(max(version), 0) FROM {table_of(user_id)} WHERE user_id = ?"
     return cast(int, db.execute(sql, (user_id,)).fetchone()[0])
-
-
-def _check_version(db: sqlite3.Connection, user_id: str, expected: int | None = None) -> None:
-    """InputError if a person is at another version than the expected one."""
-    version = _version(db, user_id)
-    if expected not in (None, version):
-        raise InputError(
-            f"{user_id!r} is at version {version}, not {expected}, for somebody else wrote meanwhile: begin again with "
-            "what is known now"
-        )
 
 
 def _ids(db: sqlite3.Connection, start: str = "") -> Generator[str, None, None]:

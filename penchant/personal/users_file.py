@@ -49,6 +49,7 @@ CURES = {
     "readonly": "give a file and a folder that can be written",
     "unable to open": "give a file in a folder that is there and can be written",
     "full": "make room on its disk",
+    "disk I/O error": "make room, or check its permissions and disk, then do the same again",
     "not a database": "give another path",
 }
 """What to do about an error of SQLite that contains these words."""
@@ -103,7 +104,10 @@ class UsersFile:
             raise InputError(f"{self.path} was made by a newer Penchant; install that one, or give another path")
         if pragma(db, "user_version") < SCHEMA:
             raise InputError(f"{self.path} was made by an older Penchant; export with that one, then import")
-        kept: str = db.execute("SELECT value FROM meta WHERE name = 'model'").fetchone()[0]
+        row = db.execute("SELECT value FROM meta WHERE name = 'model'").fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError("it does not say whose people it holds")
+        kept: str = row[0]
         if model not in (None, kept):
             raise RecipeMismatch(
                 f"{self.path} holds people of model {kept}, who cannot be used with model {model}: give their model, "
@@ -138,6 +142,12 @@ class UsersFile:
                 db.execute("COMMIT")
             finally:
                 _undo(db)
+
+    def check(self, db: sqlite3.Connection) -> None:
+        """PenchantError if the tables contradict themselves: reads the whole file, so only where something is odd."""
+        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(found.replace("\n", " "))
 
     def keep(self, db: sqlite3.Connection, data: bytes) -> int:
         """The slot that these bytes lie in from now on."""

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from penchant.hub import named
 from penchant.pairs import describe, to_text
 from penchant.policy.batches import TokenPair, token_pairs
 from penchant.policy.build import make_policy, make_trunk
-from penchant.policy.checkpoints import STATE, identity, last_checkpoint
+from penchant.policy.checkpoints import STATE, Sealing, identity, last_checkpoint
 from penchant.policy.codes import PEOPLE
 from penchant.policy.generate import generate
 from penchant.policy.held_out import EXAMPLE_TOKENS, evaluate_policy, examples
@@ -33,6 +34,7 @@ from penchant.policy.trainer import AlignTrainer, history
 from penchant.processes import asked_to_shard, is_main, told, world
 from penchant.processes import start as start_processes
 from penchant.sharding import is_sharded, unsharded
+from penchant.writing import alone, writing
 
 LOG_ROWS = 40
 """Rows of metrics.jsonl that a run aims at,"""
@@ -137,15 +139,19 @@ def train_policy(
     person: Sequence[int] | None = None,
     show_progress: bool = True,
 ) -> AlignTrainer:
-    """Train; goes on from the last checkpoint in `folder`, if there is one."""
+    """Train; goes on from the last checkpoint in `folder`, if there is one.
+
+    Raises PenchantError where another process trains in the folder, or the disk refuses.
+    """
     trainer = make_trainer(policy, loss, pairs, reference, settings, folder, person=person, show_progress=show_progress)
     made_with = identity(policy, settings, pairs, person)
-    found = told(str(last_checkpoint(folder / "checkpoints", made_with) or "") if is_main() else None)
-    last = Path(found) if found else None
-    if last is not None and json.loads((last / STATE).read_text(encoding="utf-8"))["global_step"] >= trainer.last_step:
-        trainer.take_over(last)  # it was finished
-    else:
-        trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+    with alone(folder / "checkpoints") if is_main() else nullcontext(), writing(folder):
+        found = told(str(last_checkpoint(folder / "checkpoints", made_with) or "") if is_main() else None)
+        last = Path(found) if found else None
+        if last is not None and json.loads((last / STATE).read_text("utf-8"))["global_step"] >= trainer.last_step:
+            trainer.take_over(last)  # it was finished
+        else:
+            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     return trainer
 
 
@@ -203,7 +209,9 @@ def make_trainer(
     arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel: it would give every replica every pair
     policy.train()
     weights = (settings.kl_weight, settings.code_rate, settings.net_rate)
-    return AlignTrainer(policy, loss, pairs, reference, arguments, *weights, person)
+    trainer = AlignTrainer(policy, loss, pairs, reference, arguments, *weights, person)
+    trainer.add_callback(Sealing())
+    return trainer
 
 
 def _sizes(policy: Policy) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Which checkpoint a run goes on from: the newest whole one, and only one that was made with the very same settings.
 
-And what a checkpoint holds beside the policy: the optimizer, the schedule and the random numbers, as safetensors with
-JSON in their headers.
+A checkpoint is whole when it was sealed (`writing.seal`), which is done last, and no bit of it has changed since.
+Beside the policy it holds the optimizer, the schedule and the random numbers, as safetensors with JSON in them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from penchant.checkpoint import moments, put_moments, read_tensors, write_tensors
 from penchant.errors import InputError
@@ -23,10 +25,25 @@ from penchant.policy.batches import TokenPair
 from penchant.policy.policy import Policy
 from penchant.policy.settings import Settings
 from penchant.processes import is_main
+from penchant.writing import broken_seal, seal, sealed, write_text, writing
 
 STATE = "trainer_state.json"
-"""Of a checkpoint the last file to be written."""
+"""Of a checkpoint the last file to be written before its seal."""
 STEPS, RANDOM = "optimizer.safetensors", "random.safetensors"
+
+
+class Sealing(transformers.TrainerCallback):
+    """Seals each checkpoint when it is all there."""
+
+    def on_save(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: Any,
+    ) -> None:
+        if is_main():
+            seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 def identity(
@@ -40,18 +57,35 @@ def identity(
 
 
 def last_checkpoint(folder: Path, made_with: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint; InputError if the folder belongs to another run. A new folder is claimed."""
+    """The newest whole checkpoint, None in a new folder, which is claimed; one that is damaged is warned of.
+
+    Raises InputError if the folder belongs to another run, or it cannot be told to which.
+    """
     claim = folder / "made_with.json"
-    if claim.is_file():
-        found = json.loads(claim.read_text(encoding="utf-8"))
+    made = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+    if claim.is_file() or made:
+        try:
+            found = dict(json.loads(claim.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{claim} is missing or damaged, so its run cannot be told; delete {folder} to begin anew, or give"
+                " another --out."
+            ) from error
         if other := [name for name in made_with if found.get(name) != made_with[name]]:
             raise InputError(
                 f"{folder} belongs to a run with other {', '.join(other)}; give another --out, or delete that folder."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    claim.write_text(json.dumps(made_with, indent=1) + "\n", encoding="utf-8")
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}")]  # written last
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    else:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(claim, json.dumps(made_with, indent=1) + "\n")
+    for path in made:
+        if STATE not in (sealed(path) or {}):
+            continue  # who wrote it was killed before the end
+        if (broken := broken_seal(path)) is None:
+            return path
+        warnings.warn(f"{broken} is damaged: the run goes on from an earlier checkpoint, or begins anew", stacklevel=2)
+    return None
 
 
 def save_steps(checkpoint: Path, policy: Policy, optimizer: Any, scheduler: Any) -> None:

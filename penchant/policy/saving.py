@@ -16,6 +16,7 @@ from penchant.errors import InputError, RecipeMismatch
 from penchant.hub import pinned
 from penchant.policy.codes import LatentCodes
 from penchant.saved import read_json, read_tensors
+from penchant.writing import check_seal, saving
 
 if TYPE_CHECKING:
     from penchant.policy.policy import Policy
@@ -28,19 +29,22 @@ CURE = "save the policy again."
 
 
 def save(policy: Policy, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write a policy; `state` are its weights by name where it is sharded and has only parts of them itself."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(policy.facts, indent=2) + "\n", encoding="utf-8")
-    if isinstance(policy.codes, nn.Module):
-        tensors = policy.codes.state_dict() if state is None else _below("codes", state)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / CODES)
-    model: Any = policy.model
-    of_model = {} if state is None else {"state_dict": _below("model", state)}
-    if policy.facts["lora"] is not None:
-        model.save_pretrained(folder / "adapter", save_embedding_layers=False, **of_model)  # no adapter is on them
-    else:
-        model.save_pretrained(folder / "model", **of_model)
-        policy.backbone.chat.tokenizer.save_pretrained(folder / "model")
+    """Write a policy; `state` are its weights by name where it is sharded and has only parts of them itself.
+
+    Raises PenchantError where the disk refuses; what the folder held before is whole then.
+    """
+    with saving(folder) as new:
+        (new / CONFIG).write_text(json.dumps(policy.facts, indent=2) + "\n", encoding="utf-8")
+        if isinstance(policy.codes, nn.Module):
+            tensors = policy.codes.state_dict() if state is None else _below("codes", state)
+            save_file({name: value.contiguous() for name, value in tensors.items()}, new / CODES)
+        model: Any = policy.model
+        of_model = {} if state is None else {"state_dict": _below("model", state)}
+        if policy.facts["lora"] is not None:
+            model.save_pretrained(new / "adapter", save_embedding_layers=False, **of_model)  # no adapter is on them
+        else:
+            model.save_pretrained(new / "model", **of_model)
+            policy.backbone.chat.tokenizer.save_pretrained(new / "model")
 
 
 def _below(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,6 +57,7 @@ def load(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Backbone, L
     Raises InputError for files that are damaged, or no safetensors.
     """
     config = read_config(folder)
+    check_seal(folder, "save the policy again, or run penchant align with the same --out")
     model: Any
     if config["lora"] is None:
         model, backbone = load_whole(str(folder / "model"), dtype or config["dtype"], None, config["max_length"])

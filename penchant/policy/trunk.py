@@ -10,8 +10,10 @@ import copy
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -25,10 +27,13 @@ from penchant.packing import Batch, Tree, pack, packed_spans
 from penchant.policy.batches import TokenPair
 from penchant.processes import is_main, rank, told, wait, world
 from penchant.store_admin import STATES
+from penchant.store_shard import remove_dead_temps, temp_in
 from penchant.workers import run_batches
+from penchant.writing import writing
 
 BUDGET = 1024
 """Tokens run at once."""
+SUM_BYTES = 16
 TOLERANCE = 1e-3
 """In every number type: the very same operations are run. Some models choose rotations by a layer's place in the list,
 and would be off by a hundredth."""
@@ -80,24 +85,32 @@ class Trunk:
         recipe = backbone.recipe((f"{self.first}:last",)).fingerprint
         digest = hashlib.blake2b("".join([recipe, *(key.hex() for key in self._span)]).encode(), digest_size=16)
         path = folder / f"{digest.hexdigest()}{STATES}"
-        size = (self.tokens, backbone.width)
         needed = self.tokens * backbone.width * backbone.dtype.itemsize
-        if not told(path.is_file() and path.stat().st_size == needed):
-            folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(folder).free
-            if needed > free:
-                raise InputError(
-                    f"the states of {self.tokens:,} tokens take {needed / 2**30:.1f} GiB, {folder} has"
-                    f" {free / 2**30:.1f} free; choose another --cache, fewer pairs, or leave out --top_layers."
-                )
-            unfinished = path.with_suffix(f".{told(os.getpid())}")
-            if is_main():  # else one process could cut off what another has written
-                unfinished.touch()
-                os.truncate(unfinished, needed)
-            wait()
-            states = torch.from_file(str(unfinished), True, self.tokens * backbone.width, dtype=backbone.dtype).view(
-                size
+        if not told(is_main() and _is_whole(path, needed)):
+            with writing(path):
+                self._run(items, path, needed)
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(path)  # `penchant cache prune --older_than_days` goes by when it was last used
+        return self._mapped(path, writable=False)
+
+    def _run(self, items: list[Tokens], path: Path, needed: int) -> None:
+        """Write the states, each process its share of the batches, and the checksum of them behind them."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise InputError(
+                f"the states of {self.tokens:,} tokens take {needed / 2**30:.1f} GiB, {path.parent} has"
+                f" {free / 2**30:.1f} free; choose another --cache, fewer pairs, or leave out --top_layers."
             )
+        unfinished = Path(told(str(temp_in(path.parent))))
+        try:
+            if is_main():  # else one process could cut off what another has written
+                remove_dead_temps(path.parent)
+                with unfinished.open("xb") as file:
+                    if hasattr(os, "posix_fallocate"):  # a disk that gets full under a memory map kills the process
+                        os.posix_fallocate(file.fileno(), 0, needed + SUM_BYTES)
+            wait()
+            states = self._mapped(unfinished, writable=True)
             with tqdm(
                 total=self.tokens // world(),
                 unit="tok",
@@ -107,17 +120,28 @@ class Trunk:
                 disable=not is_main(),
             ) as bar:
                 batches = list(pack(items, BUDGET, packed=True))
-                for batch, found in run_batches(backbone, batches[rank() :: world()], self._lower):
+                for batch, found in run_batches(self.backbone, batches[rank() :: world()], self._lower):
                     for key, (start, end) in zip(map(bytes, batch.keys), packed_spans(batch.trees), strict=True):
                         states[slice(*self._span[key])] = found[start:end]
                     bar.update(batch.tokens)
+            del states
             wait()
             if is_main():
+                with unfinished.open("r+b") as file:
+                    checksum = _checksum(file, needed)
+                    file.seek(needed)
+                    file.write(checksum)
+                    file.flush()
+                    os.fsync(file.fileno())
                 os.replace(unfinished, path)
             wait()
-        with contextlib.suppress(OSError):  # a cache that may only be read
-            os.utime(path)  # `penchant cache prune --older_than_days` goes by when it was last used
-        return torch.from_file(str(path), False, self.tokens * backbone.width, dtype=backbone.dtype).view(size)
+        finally:
+            if is_main():
+                unfinished.unlink(missing_ok=True)
+
+    def _mapped(self, path: Path, writable: bool) -> Tensor:
+        size = (self.tokens, self.backbone.width)
+        return torch.from_file(str(path), writable, size[0] * size[1], dtype=self.backbone.dtype).view(size)
 
     def _lower(self, batch: Batch) -> Tensor:
         return self.backbone.run_trees(batch.trees, (self.first,))[0].cpu()
@@ -130,6 +154,26 @@ class Trunk:
         whole = self.backbone.final_states(trees)
         parts = self.upper.final_states(trees, self.backbone.run_trees(trees, (self.first,))[0])
         return bool((whole - parts).norm() <= TOLERANCE * whole.norm())
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether a file holds so many bytes of states and their checksum; one that is damaged is warned of."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if path.stat().st_size == size + SUM_BYTES and _checksum(file, size) == file.read(SUM_BYTES):
+            return True
+    warnings.warn(f"{path} is damaged, or of another version: its states are made again", stacklevel=2)
+    return False
+
+
+def _checksum(file: IO[bytes], size: int) -> bytes:
+    """Of the first bytes of a file, which is read up to there."""
+    found = hashlib.blake2b(digest_size=SUM_BYTES)
+    while size and (part := file.read(min(size, 1 << 20))):
+        found.update(part)
+        size -= len(part)
+    return found.digest()
 
 
 def upper_part(backbone: Backbone, first: int) -> Backbone:

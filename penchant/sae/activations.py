@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from penchant.backbone import Backbone
@@ -22,6 +22,7 @@ from penchant.packing import Batch, pack, packed_spans, padded_spans
 from penchant.pair_files import open_source
 from penchant.pairs import prompt_groups
 from penchant.workers import run_batches
+from penchant.writing import read_tensors, save_tensors
 
 BLOCK_TOKENS = 1 << 17
 """Tokens in a block, about: 150 MB of bf16 states at width 576."""
@@ -107,12 +108,14 @@ class TokenBlocks:
             return self._run(tokens)
         digest = hashlib.sha256(b"".join(sorted(item.key for item in tokens))).hexdigest()[:16]
         path = self.keep / f"block-{number:05d}-{digest}.safetensors"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            save_file({"states": self._run(tokens)}, partial)
-            partial.replace(path)
-        return load_file(path)["states"]
+        if path.is_file():
+            try:
+                return read_tensors(path)[0]["states"]
+            except (OSError, KeyError, ValueError) as error:
+                warnings.warn(f"{path} is damaged ({error}): its states are made again", stacklevel=2)
+        states = self._run(tokens)
+        save_tensors(path, {"states": states})
+        return states
 
     def tokens(self, number: int) -> list[Tokens]:
         """The distinct sequences of block `number`."""

@@ -23,6 +23,7 @@ from penchant.sae.published import (
     text,
     turned,
 )
+from penchant.writing import check_seal, saving
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
@@ -42,6 +43,7 @@ def read_saelens(folder: Path, _place: str) -> Published:
     Raises InputError for architectures other than standard, topk, batchtopk and jumprelu, for hooks other than the
     residual stream, and for what the files leave to the caller: an average norm, a whitening, finetuned scales.
     """
+    check_seal(folder, "fetch the SAE again, or save it again")
     path, weights = folder / CONFIG, read_safetensors(folder / WEIGHTS)
     config = read_json(path)
     metadata = section(config, "metadata", path)
@@ -149,7 +151,7 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
     if config.model is not None:
         metadata["model_name"] = config.model
     written = json.dumps({**saved, "metadata": metadata}, indent=2)  # before anything is on disk
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, out / WEIGHTS)
-    (out / CONFIG).write_text(written + "\n", encoding="utf-8")
+    with saving(out) as new:
+        save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, new / WEIGHTS)
+        (new / CONFIG).write_text(written + "\n", encoding="utf-8")
     return out

@@ -236,7 +236,7 @@ def test_adversarial_people_move_nobody_else(system: PersonalLLM) -> None:
     assert (system.latent_margins(crowd) > 0).mean() < 0.5
 
 
-@pytest.mark.parametrize("dies_at", range(1, 5))
+@pytest.mark.parametrize("dies_at", [1, 7, 8, 9, 10, 11, 12])
 def test_a_process_that_dies_while_rewards_are_saved_leaves_whole_ones(
     system: PersonalLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
@@ -267,6 +267,21 @@ def test_a_process_that_dies_while_rewards_are_saved_leaves_whole_ones(
         assert np.array_equal(found.score(PROMPTS, ["aa"] * len(PROMPTS)), before)
     save_rewards(system.rewards, system.folder / REWARDS)
     assert sorted(path.name for path in system.folder.glob("rewards*")) == [REWARDS]
+
+
+def test_what_all_share_is_refused_with_its_cure_when_a_bit_has_changed(system: PersonalLLM, tmp_path: Path) -> None:
+    system.fit_population(some({"ann": True, "bob": False}), cache=tmp_path / "cache")
+    for name, damaged, cured in (
+        ("population.safetensors", system.folder / "population.safetensors", Path.unlink),
+        ("model.safetensors", system.folder / REWARDS, shutil.rmtree),
+    ):
+        (path,) = system.folder.rglob(name)
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(InputError, match=rf"{damaged}.* damaged.*delete.*fit the population again"):
+            again(system)
+        cured(damaged)
+        again(system).users.close()
 
 
 def test_the_population_needs_people_for_rewards(system: PersonalLLM) -> None:

@@ -26,6 +26,7 @@ from penchant.personal.encoder import Gaussian
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.system import PersonalLLM
 from penchant.policy.batches import token_pairs
+from penchant.writing import SEAL
 from tests.tiny_llm import save_tiny_llm
 
 PROMPTS = [f"Say something about {thing}" for thing in ("a tree", "a dog", "rain", "tea", "a song", "snow")]
@@ -247,7 +248,11 @@ def test_given_responses_are_learned_from_and_nothing_is_sampled(
 def test_weights_that_are_not_all_there_are_refused(work: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(work / "system", tmp_path / "system")
     path = moved / "clap.safetensors"
-    whole = load_file(path)
+    whole, content = load_file(path), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"clap.safetensors is damaged.*run pretrain again"):
+        PersonalLLM.load(moved)
+    (moved / SEAL).unlink()
     assert not any(name.startswith("skip.") for name in whole)
     without = {name: value for name, value in whole.items() if name != "adapter.axes"}
     for weights, says in (

@@ -121,6 +121,28 @@ def test_who_is_forgotten_leaves_no_byte(users: Users) -> None:
     assert sqlite3.connect(users.path).execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+def test_a_file_that_contradicts_itself_is_not_taken_for_another_writer(tmp_path: Path) -> None:
+    """A block of zeros anywhere: who then seems to be at another version is not told to begin again."""
+    path, people = tmp_path / "users.db", [f"person-{i:06d}" for i in range(1, 31)]
+    with Users(path, "model-1") as users:
+        users.put_many((name, marked(i), 1) for i, name in enumerate(people))
+    whole, told = path.read_bytes(), []
+    for start in range(4096, len(whole), 512):
+        if not any(whole[start : start + 512]):
+            continue
+        path.write_bytes(whole[:start] + bytes(512) + whole[start + 512 :])
+        try:
+            with Users(path) as users:
+                for i, name in enumerate(people):
+                    users.put(name, marked(i), 2, expected=1)
+        except PenchantError as error:
+            told.append(str(error))
+        for log in tmp_path.glob("users.db-*"):
+            log.unlink()
+    assert told
+    assert all(str(path) in each and "put an export or a copy in its place" in each for each in told)
+
+
 def test_vectors_stay_where_they_were_written_whatever_becomes_of_others(users: Users) -> None:
     """A slot that SQLite moved would leave a copy that no forgetting finds."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from penchant.backbone import Backbone, load_whole
 from penchant.chat import Tokens
-from penchant.errors import InputError, RecipeMismatch
+from penchant.errors import InputError, PenchantError, RecipeMismatch
 from penchant.policy.batches import TokenPair, batches_of, lay_out, token_pairs
 from penchant.policy.codes import PairStates
 from penchant.policy.policy import Policy
 from penchant.policy.trunk import Trunk
+from penchant.writing import seal
 from tests.policy.conftest import Maker
 from tests.tiny_llm import save_tiny_llm, tiny_tokenizer
 
@@ -136,6 +139,39 @@ def test_the_trunk_is_kept_and_found_again(make: Maker) -> None:
     assert torch.equal(again.trunk.states, kept)
 
 
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty"])
+def test_a_trunk_of_which_a_bit_has_changed_is_made_again(make: Maker, tmp_path: Path, damage: str) -> None:
+    policy, _ = make(top_layers=1)
+    assert policy.trunk is not None
+    kept = policy.trunk.states.clone()
+    (path,) = tmp_path.rglob("*.states")
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes({"bit": bytes(flipped), "cut": content[:-20], "empty": b""}[damage])
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
+        again, _ = make(top_layers=1)
+    assert again.trunk is not None
+    assert torch.equal(again.trunk.states, kept)
+    assert path.read_bytes() == content
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room on a disk")
+def test_a_disk_that_is_full_is_known_before_a_trunk_is_mapped(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a memory map it would kill the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(PenchantError, match=r"states cannot be written \(No space left on device\): make room"):
+        make(top_layers=1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_batches_hold_every_pair_once_within_the_budget(make: Maker) -> None:
     _, tokens = make()
     batches = list(batches_of(tokens, 150))
@@ -173,6 +209,9 @@ def test_another_base_model_is_refused(make: Maker, tmp_path: Path, tiny_llm: Pa
     config = json.loads((tmp_path / "policy" / "config.json").read_text())
     config["base"] = str(save_tiny_llm(tmp_path / "other", seed=1))
     (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config.json is damaged, or was not saved to the end; save the policy again"):
+        Policy.from_pretrained(tmp_path / "policy")
+    seal(tmp_path / "policy")
     with pytest.raises(RecipeMismatch, match="get the same weights"):
         Policy.from_pretrained(tmp_path / "policy")
 

@@ -24,6 +24,7 @@ from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
 from penchant.policy.trainer import AlignTrainer
+from penchant.writing import seal
 from tests.policy.conftest import Maker
 from tests.tiny_llm import tiny_tokenizer
 
@@ -281,14 +282,25 @@ def test_another_runs_checkpoints_and_half_written_ones_are_not_used(make: Maker
     assert last_checkpoint(tmp_path, mine) is None
     for step, whole in ((2, True), (10, True), (12, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_text("numbers")
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
         if whole:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+            seal(tmp_path / f"checkpoint-{step}")
     found = last_checkpoint(tmp_path, mine)
     assert found is not None
     assert found.name == "checkpoint-10"
+    (found / "optimizer.pt").write_text("number5")
+    with pytest.warns(UserWarning, match=r"checkpoint-10/optimizer.pt is damaged"):
+        earlier = last_checkpoint(tmp_path, mine)
+    assert earlier is not None
+    assert earlier.name == "checkpoint-2"
     for other in (
         identity(policy, Settings(codes=4, lora=4, loss="ipo"), tokens),
         identity(policy, settings, tokens[1:]),
     ):
         with pytest.raises(InputError, match=r"belongs to a run with other (loss|pairs)"):
             last_checkpoint(tmp_path, other)
+    for damage in (lambda path: path.write_text('{"base'), Path.unlink):
+        damage(tmp_path / "made_with.json")
+        with pytest.raises(InputError, match=r"made_with.json is missing or damaged.*delete .* to begin anew"):
+            last_checkpoint(tmp_path, mine)
