@@ -24,7 +24,7 @@ from penchant.policy.policy import Policy
 from penchant.policy.reference import reference_log_probs
 from penchant.policy.settings import Settings
 from penchant.policy.trainer import AlignTrainer
-from penchant.writing import seal
+from penchant.writing import SEAL, seal
 from tests.policy.conftest import Maker
 from tests.tiny_llm import tiny_tokenizer
 
@@ -141,7 +141,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make: Maker, tmp_path: Path, s
 def test_a_checkpoint_holds_no_pickle_and_one_of_pickles_is_refused(make: Maker, tmp_path: Path) -> None:
     trainer_of(make, tmp_path, save_steps=1, steps=1).train()
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-1"
-    own = {"config.json", "codes.safetensors", "adapter", *("optimizer.safetensors", "random.safetensors", STATE)}
+    own = {"config.json", "codes.safetensors", "adapter", "optimizer.safetensors", "random.safetensors", STATE, SEAL}
     assert {path.name for path in checkpoint.iterdir()} == own
     for path in tmp_path.rglob("*"):
         if path.suffix == ".safetensors":
