@@ -25,8 +25,9 @@ SEAL = "checksums.json"
 """Of a folder: the SHA-256 of each of its files."""
 CARD = "README.md"
 """Not sealed: people write into it."""
-DIGEST = "penchant_digest"
-"""Of a file of tensors: what its metadata say of all the rest."""
+ABOUT, DIGEST = "penchant", "digest"
+"""Of a file of tensors: the one entry of its metadata, as several come out in another order each time, and what of it
+is the checksum of all the rest."""
 TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "iostream error")
 """What torch says where a disk refuses."""
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -70,7 +71,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_dead_temps(path.parent)
         with _replacing(path) as temp:
-            save_file(plain, temp, {**facts, DIGEST: _digest(plain, facts)})
+            save_file(plain, temp, {ABOUT: json.dumps({**facts, DIGEST: _digest(plain, facts)})})
 
 
 def read_tensors(path: Path, *, checked: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,10 +81,12 @@ def read_tensors(path: Path, *, checked: bool = True) -> tuple[dict[str, Tensor]
     """
     try:
         with safe_open(path, "pt") as file:
-            facts = dict(file.metadata() or {})
+            facts = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    if not isinstance(facts, dict):
+        raise ValueError("its metadata are another's")
     said = facts.pop(DIGEST, None)
     if (said is not None or checked) and said != _digest(tensors, facts):
         raise ValueError("its checksum is another")
