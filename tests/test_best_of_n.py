@@ -209,7 +209,7 @@ def test_in_the_taste_of_a_person(here: Path, people: Path) -> None:
         (["bad.jsonl", "--out", "best.jsonl"], 'row 1 of bad.jsonl (line 2): column "responses" has fewer than two'),
         (["candidates.jsonl", "--out", "best.jsonl", "--user_id", "ann"], "one for all and knows no 'ann'"),
         (["candidates.jsonl", "--out", "best.jsonl", "--model", "x", "--n", "0"], "n is 0; give at least 1"),
-        (["candidates.jsonl", "--out", "best.jsonl", "--token_budget", "0"], "token_budget is 0; give at least 1"),
+        (["candidates.jsonl", "--out", "best.jsonl", "--token_budget", "-1"], "token_budget is -1; give at least 1"),
     ],
 )
 def test_wrong_input_is_one_sentence(

@@ -54,12 +54,10 @@ def best_of_n(
         split: split of a hub data set or folder.
         limit: read only this many rows.
         cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
     """
     if n < 1:
         raise InputError(f"n is {n}; give at least 1")
-    if token_budget < 1:
-        raise InputError(f"token_budget is {token_budget}; give at least 1")
     answers_file = Path(out).with_suffix(".answers.jsonl")
     check_target(Path(out), Path(data))
     if model is not None:

@@ -43,7 +43,7 @@ def encode(
         cache: folder of the cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
         dtype: auto, float32 or bfloat16.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
         engine: local, or ray: several processes, on this machine or on a cluster (needs the extra ray).
         actors: with ray, how many processes run the LLM; one a GPU, or one a machine, by default.
         gpus_per_actor: with ray, GPUs of each; a part of one puts several on a GPU, 0 uses the CPU.

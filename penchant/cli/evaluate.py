@@ -43,15 +43,13 @@ def evaluate(
         limit: read only this many rows.
         gold: best-of-n is measured against the columns GOLD_chosen and GOLD_rejected.
         cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
         seed: of the intervals.
     """
     config = dict(locals())
     known = None if benchmark is None else benchmark_named(benchmark)
     if known is not None and gold is not None:
         raise InputError("--gold is for pairs, and a benchmark has its own measure; leave one of them out")
-    if token_budget < 1:
-        raise InputError(f"token_budget is {token_budget}; give at least 1")
     rm = RewardModel.from_pretrained(reward_model)
     # A refused row leaves no folder; rows that are skipped are listed in it while they are read.
     early = Run(out, "evaluate", config) if on_bad == "skip" else None

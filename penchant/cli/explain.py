@@ -50,7 +50,7 @@ def explain(
         split: split of a hub data set or folder.
         limit: read only this many rows.
         cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
     """
     config = dict(locals())
     rm = RewardModel.from_pretrained(reward_model)

@@ -47,7 +47,7 @@ def filter(  # the verb's name
         split: split of a hub data set or folder.
         limit: read only this many rows.
         cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
     """
     if confidence is not None and keep is not None:
         raise InputError("--keep takes the place of --confidence; give one of them")

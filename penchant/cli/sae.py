@@ -75,7 +75,7 @@ def train(
         keep_states: folder for the states, so that further epochs and runs need no LLM (2 bytes a number in bf16).
         dtype: auto, float32 or bfloat16, of the backbone; the SAE is float32.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
         block_tokens: tokens shuffled at once; bounds memory.
         seed: of the split, the shuffle and the SAE's start.
     """
@@ -147,7 +147,7 @@ def info(
         layer: the hidden state it reads, counted as in views, where its files do not say.
         dtype: auto, float32 or bfloat16, of the backbone.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
     """
     found = load_sae(sae, revision=revision, layer=layer, model=model)
     metrics: dict[str, Any] = {"sae": describe(found)}

@@ -38,7 +38,7 @@ def score(
         prompt: name of the prompt's column; its value is a string or a list of messages.
         response: name of the response's column; a list of strings gives a list of scores.
         cache: folder that keeps the latents, so that the same command goes on after a stop; none are kept by default.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
         engine: local, or ray: several processes, on this machine or on a cluster (needs the extra ray).
         actors: with ray, how many processes run the LLM; one a GPU, or one a machine, by default.
         gpus_per_actor: with ray, GPUs of each; a part of one puts several on a GPU, 0 uses the CPU.

@@ -85,7 +85,7 @@ def train(
         cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
         dtype: auto, float32 or bfloat16.
         max_length: most tokens of a sequence; the start of the prompt is cut first.
-        token_budget: tokens run at once; bounds memory.
+        token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
         memory_gb: gigabytes of latents in memory at most; training pairs that take more are read from files beside the
             cache, which the linear, mlp and auto heads can do. An eighth of the machine's memory by default.
         synthesis: add synthetic pairs of this kind; auto keeps a kind only if it clearly helps on held-out real pairs.

@@ -107,15 +107,15 @@ def encode_with_ray(
         looking = (
             ray.remote(look)
             .options(num_cpus=pool.cores, num_gpus=pool.gpus)
-            .remote(model, views, dtype, max_length, here)
+            .remote(model, views, dtype, max_length, token_budget, here)
         )
         listed = Path(skipped_file) if skipped_file else Path(root) / "skipped.jsonl"
         with _list_of_skipped(listed, on_bad == "skip") as list_to:
             pairs = check_pairs(name, parts, columns or {}, skip=on_bad == "skip", limit=limit, list_to=list_to)
         if pairs.skipped:
             warn_of_skipped(name, sum(pairs.rows), pairs.skipped, listed)
-        recipe, packed, chat = get(looking)
-        job = Job(model, recipe.stored, packed, root, here, token_budget, ray.put(chat))
+        recipe, packed, budget, chat = get(looking)
+        job = Job(model, recipe.stored, packed, root, here, budget, ray.put(chat))
         done = _run(pairs, job, pool, show_progress)
         get(ray.remote(compact).remote(job))
     return done

@@ -57,14 +57,18 @@ class Job:
     """A reference to the `Chat`."""
 
 
-def look(model: str, views: tuple[str, ...] | None, dtype: str, max_length: int, folder: str) -> tuple[Any, ...]:
-    """The recipe, whether packing is exact, and the chat, from a machine like those that will run the LLM.
+def look(
+    model: str, views: tuple[str, ...] | None, dtype: str, max_length: int, token_budget: int, folder: str
+) -> tuple[Any, ...]:
+    """The recipe, whether packing is exact, the token budget and the chat, from a machine like those that will run the
+    LLM.
 
     Only there is it known which number type "auto" is. Raises what `Backbone.load` and `Backbone.recipe` raise.
     """
     work_in(folder)
     backbone = Backbone.load(model, dtype=dtype, max_length=max_length)
-    return backbone.recipe(views or backbone.default_views()), backbone.packed, backbone.chat
+    recipe = backbone.recipe(views or backbone.default_views())
+    return recipe, backbone.packed, backbone.budget(token_budget), backbone.chat
 
 
 def plan_chunk(chunk: Any, job: Job) -> Any:

@@ -44,7 +44,7 @@ def token_activations(
 
     seen = set()
     for batch, (found, spans) in run_batches(
-        backbone, pack(unique.values(), token_budget, packed=backbone.packed), run
+        backbone, pack(unique.values(), backbone.budget(token_budget), packed=backbone.packed), run
     ):
         parts = [
             (part, start)

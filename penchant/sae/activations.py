@@ -78,7 +78,7 @@ class TokenBlocks:
         if not len(data):
             raise InputError("there are no texts to train an SAE on; give at least one")
         self.backbone, self.data, self.layer = backbone, data, layer
-        self.token_budget = token_budget
+        self.token_budget = backbone.budget(token_budget)
         if isinstance(data, Dataset):
             groups = np.unique(prompt_groups(data), return_inverse=True)[1]
             units = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
@@ -87,7 +87,7 @@ class TokenBlocks:
         order = np.random.default_rng(seed).permutation(len(units))
         sample = [units[i] for i in order[:SAMPLE]]
         tokens = self._tokens(np.concatenate(sample))
-        a_unit = sum(batch.tokens for batch in pack(tokens, token_budget, packed=backbone.packed)) / len(sample)
+        a_unit = sum(batch.tokens for batch in pack(tokens, self.token_budget, packed=backbone.packed)) / len(sample)
         parts = max(1, round(len(units) * a_unit / block_tokens))
         self.rows: list[NDArray[Any]] = [
             np.concatenate([units[i] for i in part]) for part in np.array_split(order, parts) if len(part)

@@ -117,7 +117,7 @@ class Batcher:
     ) -> None:
         self.backbone, self.recipe = backbone, recipe
         self.cache = LatentCache(cache_bytes)
-        self.queue_tokens, self.token_budget, self.watch = queue_tokens, token_budget, watch
+        self.queue_tokens, self.token_budget, self.watch = queue_tokens, backbone.budget(token_budget), watch
         self.waiting_tokens = 0
         self._slots: dict[bytes, Slot] = {}
         self._waiting: dict[bytes, dict[bytes, Slot]] = {}  # by prompt, in order of arrival
