@@ -1,5 +1,6 @@
 # make demo     train and evaluate a reward model end to end on the carried data
 # make test     lint, types and the whole suite
+# make faults   200 faults (kills, full disks, damage, doubles) and what became of them
 # make docs     the documentation site, into site/: needs no network, and neither do its pages
 # make install  the set-up alone: .venv with pinned dependencies, their hashes checked, and the embedded LLM
 # make lock     the pins anew, from pyproject.toml; make audit: known vulnerabilities of what is pinned
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install lock audit demo test docs bench-quick clean
+.PHONY: install lock audit demo test faults docs bench-quick clean
 
 install: $(READY)
 
@@ -49,13 +50,16 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=15
+
+faults: install
+	$(BIN)/python -m tests.faults --count 200 --seed 0
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench-quick: install
-	for name in encode reward_accuracy vs_trl lens sparse serve; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	for name in encode reward_accuracy vs_trl lens sparse serve scale; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

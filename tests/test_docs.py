@@ -20,7 +20,7 @@ def test_the_map_names_every_module_and_nothing_else() -> None:
     modules = {path.name for path in (ROOT / "penchant").glob("*.py") if not path.name.startswith("__")}
     named = set(re.findall(r"\b(\w+\.py)\b", tree))
     parts = {f"{name}.py" for name in re.findall(r"\breport_\w+\b", tree)}
-    for folder in ("heads", "synthesis", "sae", "explain", "policy", "personal", "serve"):
+    for folder in ("heads", "synthesis", "sae", "explain", "policy", "personal", "serve", "cluster"):
         modules |= {p.name for p in (ROOT / "penchant" / folder).glob("*.py") if not p.name.startswith("__")}
     assert named | parts == modules
 
