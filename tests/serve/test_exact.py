@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from penchant import RewardModel, load_pairs
@@ -78,5 +80,12 @@ def test_equal_with_the_embedded_llm(tmp_path: Path, dtype: str) -> None:
     one_by_one = [[float(score(row["prompt"], a)[0]) for a in row["responses"]] for row in rows[:8]]
     with Server(create_app(Service(rm))) as server:
         found = ask_all(server.url, rows, 8)
+    together = [[float(s) for s in score(row["prompt"], row["responses"])] for row in rows]
+    if dtype == "bfloat16" and torch.cpu._is_amx_tile_supported():
+        # AMX's products of few rows round in another order than those of many: equal but for bf16's rounding.
+        spread = float(np.std(np.concatenate(together)))
+        assert np.allclose(np.concatenate(found), np.concatenate(together), rtol=0, atol=0.1 * spread)
+        assert np.allclose(np.concatenate(found[:8]), np.concatenate(one_by_one), rtol=0, atol=0.1 * spread)
+        return
     assert found[:8] == one_by_one
-    assert found == [[float(s) for s in score(row["prompt"], row["responses"])] for row in rows]
+    assert found == together
