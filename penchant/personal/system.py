@@ -220,7 +220,7 @@ def checked_facts(folder: Path) -> dict[str, Any]:
     """CONFIG of a system; InputError where there is none, or something that loading takes is missing."""
     path = folder / CONFIG
     facts = read_json(path, "pretrain anew.") if path.is_file() else {}
-    if not facts.keys() & set(NEEDED):
+    if not facts.keys() & {"base", "latent"}:
         raise InputError(f"{folder} holds no personal LLM; give the folder that `pretrain` wrote.")
     reach = facts["reach"] if isinstance(facts.get("reach"), dict) else {}
     lacking = [name for name in NEEDED if name not in facts]

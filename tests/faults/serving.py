@@ -32,8 +32,13 @@ def free_port() -> int:
 
 def raw(body: bytes) -> bytes:
     """A whole request."""
-    head = f"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    lines = [
+        "POST /score HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def bodies(rng: random.Random) -> list[Body]:
