@@ -35,10 +35,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few pairs and one round, under 5 minutes")
     quick = parser.parse_args().quick
 
-    ray, ray_runs = scale_ray.measure(40, 1, dtype="auto") if quick else scale_ray.measure(300, 3, dtype="auto")
+    model = scale_model.check(8, (10, 20), 1) if quick else scale_model.check(20, (10, 20, 30), 3)
+    print(table(scale_model.rows_of(model)), flush=True)
+    ray, ray_runs = scale_ray.measure(40, 1, dtype="auto") if quick else scale_ray.measure(1000, 2, dtype="auto")
     grown, record = memory(quick)
-    model = scale_model.check(8, (10, 20), 1) if quick else scale_model.check(40, (10, 20, 30), 5)
-    print(table(scale_model.rows_of(model)))
     gpu = scale_gpu.measure()
     print(table(scale_gpu.rows_of(gpu)) if gpu else "no GPU: torch sees no CUDA device")
     figures = {
