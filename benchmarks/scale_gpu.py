@@ -79,6 +79,8 @@ def encoding(
     backbone: Backbone, tokens: Sequence[Tokens], rate: float, budgets: Sequence[int], rounds: int = 3
 ) -> dict[str, Any]:
     """Tokens a second and the share of `rate`, at the best budget of those that fit the memory."""
+    if not backbone.packed:
+        raise RuntimeError(f"{backbone.name} does not run packed here: a kernel fails, and the figures would hide it")
     shape, trees = Shape.of(backbone), Trees.of(tokens)
     recipe = backbone.recipe((f"{shape.top}:mean", f"{shape.top}:last"))
 

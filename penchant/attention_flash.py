@@ -13,6 +13,8 @@ from penchant.transfers import to_device
 
 MOST_WIDTH = 256
 """Flash attention's widest head."""
+LEAST_CAPABILITY = (8, 0)
+"""Of a GPU that it runs on: Ampere and newer."""
 
 
 class Parts(NamedTuple):
@@ -49,11 +51,13 @@ def tree_parts(lengths: list[tuple[int, list[int]]], device: torch.device | None
 
 
 def flash_serves(query: Tensor, value: Tensor, softcap: float | None) -> bool:
-    """Whether there is a kernel for this: half-precision on a GPU, heads of at most 256, no soft cap."""
-    half = query.dtype in (torch.bfloat16, torch.float16)
+    """Whether there is a kernel for this: half-precision on a GPU of Ampere or newer, heads of at most 256, no soft
+    cap."""
+    if query.device.type == "cpu" or softcap is not None or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
     width = query.shape[-1]
     fits = width == value.shape[-1] and width <= MOST_WIDTH and width % 8 == 0
-    return query.device.type != "cpu" and half and fits and softcap is None
+    return fits and (not query.is_cuda or torch.cuda.get_device_capability(query.device) >= LEAST_CAPABILITY)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, parts: Parts, scaling: float, window: int | None) -> Tensor:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from penchant.errors import InputError
 
-PATIENCE = timedelta(minutes=30)
-"""A process that waits longer for another gives up. The launcher ends the others at once where one fails."""
+PATIENCE = timedelta(hours=6)
+"""A process that waits longer for another gives up; the main one may have to judge and to save a large LLM meanwhile.
+The launcher ends the others at once where one fails."""
 
 
 def world() -> int:

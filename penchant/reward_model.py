@@ -293,7 +293,7 @@ class RewardModel:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the head, the recipe, the temperature and a model card into `folder`; no LLM weights, no pickle.
 
-        Raises PenchantError where the disk refuses; what the folder held before is whole then.
+        Raises PenchantError where the disk refuses; what the folder held before is whole then, or refused.
         """
         with saving(folder) as path:
             self.head.save_pretrained(path)

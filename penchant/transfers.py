@@ -26,7 +26,7 @@ def fetch(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(tensor.device))  # this thread's own device may be another
 
     def wait() -> NDArray[Any]:
         copied.synchronize()

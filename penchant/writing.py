@@ -23,6 +23,8 @@ from penchant.store_shard import remove_dead_temps, sync_folder, temp_in
 
 SEAL = "checksums.json"
 """Of a folder: the SHA-256 of each of its files."""
+MOST_SEAL = 16 << 20
+"""Bytes of the largest seal that is read."""
 CARD = "README.md"
 """Not sealed: people write into it."""
 ABOUT, DIGEST = "penchant", "digest"
@@ -136,7 +138,8 @@ def saving(folder: str | Path) -> Iterator[Path]:
     """An empty folder to write into, whose files then take their places in `folder`, with a seal over all of them.
 
     The seal goes first: who reads while some files are still those of before is refused by `check_seal`. Raises
-    PenchantError where the disk refuses; `folder` is as it was then.
+    PenchantError where the disk refuses; `folder` is as it was then or, where that happened while files took their
+    places, is refused.
     """
     target = Path(folder)
     with writing(target):
@@ -169,11 +172,16 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def sealed(folder: Path) -> dict[str, str] | None:
-    """Checksums by file as `seal` wrote them; None where they cannot be read."""
+    """Checksums by file as `seal` wrote them; None where they cannot be read, or name what is not in the folder."""
     try:
-        return dict(json.loads((folder / SEAL).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        if (folder / SEAL).stat().st_size > MOST_SEAL:
+            return None
+        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    if not isinstance(sums, dict) or not all(isinstance(text, str) for text in sums.values()):
+        return None
+    return None if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums) else sums
 
 
 def broken_seal(folder: Path) -> Path | None:
@@ -181,8 +189,6 @@ def broken_seal(folder: Path) -> Path | None:
     sums = sealed(folder)
     if sums is None:
         return folder / SEAL
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
-        return folder / SEAL  # no seal of ours
     found = ((folder / name, right) for name, right in sums.items())
     return next((path for path, right in found if _sha256(path) != right), None)
 

@@ -158,6 +158,7 @@ def test_latents_of_a_gpu_are_those_of_the_cpu(folder: Path) -> None:
 @pytest.mark.gpu
 def test_a_batch_is_queued_without_a_wait(folder: Path) -> None:
     backbone = Backbone.load(str(folder), dtype="bfloat16")
+    assert backbone.packed
     recipe = backbone.recipe(("1:mean", "2:last"))
     made = list(batches(backbone))
     plain = [encode.batch_latents(backbone, recipe, batch) for batch in made]
@@ -167,3 +168,29 @@ def test_a_batch_is_queued_without_a_wait(folder: Path) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(np.array_equal(a, b()) for a, b in zip(plain, queued, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 4])
+def test_derivatives_through_the_kernel_are_tree_attentions(window: int | None) -> None:
+    torch.manual_seed(0)
+    total = sum(prompt + sum(responses) for prompt, responses in TREES)
+    plain = [torch.randn(1, n, total, 64, device="cuda") for n in (6, 2, 2)]
+    towards = torch.randn(total, 6, 64, device="cuda")
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (each.to(dtype).requires_grad_() for each in plain)
+        with attending(Pack(TREES, q.device)):
+            out = tree_attention(nn.Identity(), q, k, v, None, sliding_window=window)[0][0]
+        gradients.append(torch.autograd.grad((out.float() * towards).sum(), (q, k, v)))
+    for wanted, found in zip(*gradients, strict=True):
+        assert (found.float() - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.gpu
+def test_a_copy_from_a_second_gpu_is_waited_for() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("torch sees one CUDA device")
+    numbers = torch.randn(4096, 4096, device="cuda:1")
+    product = numbers @ numbers
+    assert np.array_equal(fetch(product)(), product.cpu().numpy())

@@ -6,8 +6,11 @@ divides by the size of a gradient, so where one is all but zero its rounding mov
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,18 +40,28 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quiet = ["--mixed_precision=no", "--dynamo_backend=no"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, *quiet, "-m", "tests.launched", "two"]
     here = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(
-        [*command, str(folder)], env={**os.environ, **here}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as two:
-        threads, place = torch.get_num_threads(), Path.cwd()
-        torch.set_num_threads(1)
-        try:
-            launched.main("one", folder)
-        finally:
-            torch.set_num_threads(threads)
-            os.chdir(place)
-        said, _ = two.communicate(timeout=300)
-    assert two.returncode == 0, said[-5000:]
+    said = folder / "said.txt"
+    with said.open("w") as file:
+        two = subprocess.Popen(
+            [*command, str(folder)],
+            env={**os.environ, **here},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    threads, place = torch.get_num_threads(), Path.cwd()
+    torch.set_num_threads(1)
+    try:
+        launched.main("one", folder)
+        two.wait(timeout=600)
+    finally:
+        torch.set_num_threads(threads)
+        os.chdir(place)
+        logging.disable(logging.NOTSET)
+        with contextlib.suppress(ProcessLookupError):  # else a launch that waits for ever would be waited for
+            os.killpg(two.pid, signal.SIGKILL)
+        two.wait()
+    assert two.returncode == 0, said.read_text(errors="replace")[-5000:]
     return folder
 
 

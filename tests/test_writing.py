@@ -196,3 +196,10 @@ def test_a_seal_covers_every_file_but_the_card(tmp_path: Path) -> None:
     seal(tmp_path, ["a"])
     (tmp_path / "deep" / "b").unlink()
     assert broken_seal(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ['[[1, "a"]]', "[" * 200_000, '{"a": 1}', '{"../x": "00"}', '{"/dev/zero": "00"}', ""])
+def test_a_seal_that_lies_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / SEAL).write_text(text)
+    with pytest.raises(InputError, match=rf"{SEAL} is damaged, or was not saved to the end; save it again"):
+        check_seal(tmp_path, "save it again")

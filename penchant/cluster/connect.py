@@ -136,7 +136,7 @@ def _room(actors: int | None, gpus: float | None, *, local: bool) -> Pool:
     actors = actors or (max(1, int(all_gpus // gpus)) if gpus else len(machines))
     if gpus * actors > all_gpus:
         raise InputError(f"{actors} actors of {gpus:g} GPUs need more than the {all_gpus:g} there are; ask for fewer.")
-    if local:
+    if local and not gpus:
         return Pool(actors, max(1, torch.get_num_threads() // actors), gpus, 1)
     # Some are left to read and tokenise with, or nothing would ever reach the actors.
     most = min(machine.get("CPU", 0.0) for machine in machines) if actors >= len(machines) else cpus

@@ -31,7 +31,7 @@ CURE = "save the policy again."
 def save(policy: Policy, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a policy; `state` are its weights by name where it is sharded and has only parts of them itself.
 
-    Raises PenchantError where the disk refuses; what the folder held before is whole then.
+    Raises PenchantError where the disk refuses; what the folder held before is whole then, or refused.
     """
     with saving(folder) as new:
         (new / CONFIG).write_text(json.dumps(policy.facts, indent=2) + "\n", encoding="utf-8")
