@@ -159,8 +159,7 @@ class Backbone:
         1,024 on a CPU: matrix products at full speed, and activations that stay in the cache. A GPU gets as many as
         give a hidden state 2^26 numbers, from 1,024 to 65,536. InputError below 0.
         """
-        if asked < 0:
-            raise InputError(f"token_budget is {asked}; give at least 1, or 0 for what suits the device.")
+        check_budget(asked)
         if asked:
             return asked
         return CPU_BUDGET if self.device.type == "cpu" else min(65_536, max(CPU_BUDGET, GPU_NUMBERS // self.width))
@@ -264,6 +263,12 @@ class Backbone:
         pairs = ((packed[8:12], alone[0][5:]), (packed[12:], alone[1]))
         tolerance = PROBE_TOLERANCE.get(self.dtype, 0.1)
         return calls == self.depth and all(bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs)
+
+
+def check_budget(asked: int) -> None:
+    """InputError for a token budget below 0, which `Backbone.budget` would refuse; for verbs that have work before."""
+    if asked < 0:
+        raise InputError(f"token_budget is {asked}; give at least 1, or 0 for what suits the device.")
 
 
 def load_whole(

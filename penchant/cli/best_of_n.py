@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from penchant.backbone import check_budget
 from penchant.candidates import read_rows
 from penchant.cli.filter import check_target
 from penchant.encode import TOKEN_BUDGET
@@ -56,6 +57,7 @@ def best_of_n(
         cache: folder of the latents' cache; $PENCHANT_CACHE or ~/.cache/penchant by default.
         token_budget: tokens run at once, which bounds memory; 0 takes what suits the device.
     """
+    check_budget(token_budget)
     if n < 1:
         raise InputError(f"n is {n}; give at least 1")
     answers_file = Path(out).with_suffix(".answers.jsonl")

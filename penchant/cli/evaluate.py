@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from penchant.backbone import check_budget
 from penchant.benchmark_run import benchmark_run, benchmark_summary
 from penchant.encode import TOKEN_BUDGET
 from penchant.errors import InputError
@@ -47,6 +48,7 @@ def evaluate(
         seed: of the intervals.
     """
     config = dict(locals())
+    check_budget(token_budget)
     known = None if benchmark is None else benchmark_named(benchmark)
     if known is not None and gold is not None:
         raise InputError("--gold is for pairs, and a benchmark has its own measure; leave one of them out")
