@@ -40,7 +40,7 @@ from penchant.store_shard import (
     not_written,
     remove_dead_temps,
     stamp_of,
-    sync_folder,
+    sync,
     write_file,
     write_shard,
 )
@@ -91,7 +91,7 @@ class Writer:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 write_file(self.folder, [json.dumps(self.recipe.to_dict(), indent=1).encode()], RECIPE_FILE)
-                sync_folder(self.folder.parent)
+                sync(self.folder.parent)
         except OSError as error:
             raise PenchantError(f"{self.folder} cannot be made ({error.strerror}): choose another folder") from error
         if read_recipe(self.folder) != self.recipe:

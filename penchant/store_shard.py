@@ -174,7 +174,7 @@ def write_file(folder: Path, content: Sequence[bytes | memoryview], name: str | 
             os.close(fd)
         path = folder / (name or digest.hexdigest()[:32] + SUFFIX)
         os.replace(temp, path)
-        sync_folder(folder)
+        sync(folder)
     except OSError as error:
         raise not_written(folder, sum(len(part) for part in content), error) from error
     finally:
@@ -188,9 +188,9 @@ def temp_in(folder: Path) -> Path:
     return folder / f".tmp-{_here()}-{os.getpid()}-{secrets.token_hex(8)}"
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, as fsync does for a file's content."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content durable, or the names in a folder."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

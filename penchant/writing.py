@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from penchant.errors import InputError, PenchantError
-from penchant.store_shard import remove_dead_temps, sync_folder, temp_in
+from penchant.store_shard import remove_dead_temps, sync, temp_in
 
 SEAL = "checksums.json"
 """Of a folder: the SHA-256 of each of its files."""
@@ -109,9 +109,9 @@ def _replacing(path: Path) -> Iterator[Path]:
     temp = temp_in(path.parent)
     try:
         yield temp
-        _sync(temp)
+        sync(temp)
         os.replace(temp, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         with contextlib.suppress(OSError):  # gone already if all went well
             temp.unlink()
@@ -152,11 +152,11 @@ def saving(folder: str | Path) -> Iterator[Path]:
             seal(staging)
             names = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
             for name in names:
-                _sync(staging / name)
+                sync(staging / name)
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
             for name in sorted(names, key=lambda name: name != Path(SEAL)):
                 os.replace(staging / name, target / name)
-            sync_folder(target)
+            sync(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -211,11 +211,3 @@ def _sha256(path: Path) -> str:
     except OSError:
         return ""
     return found.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -228,11 +228,16 @@ def test_a_run_that_does_not_know_whether_people_were_fitted_says_so(
     copy(work, work / "system", "unsure")
     assert fit(work, "unsure", "run-unsure", "--examples", "0") == 0
     marker = work / "run-unsure" / "fitted.json"
-    for text in (marker.read_text()[:40], "[]", "{}"):
+    broken = {
+        marker.read_text()[:40]: "missing or damaged",
+        "[]": "missing or damaged",
+        "{}": "damaged (it lacks a part)",
+    }
+    for text, what in broken.items():
         marker.write_text(text)
         assert fit(work, "unsure", "run-unsure", "--examples", "0") == 2
         said = capsys.readouterr().err
-        assert f"{marker} is missing or damaged" in said or f"{marker} is damaged" in said
+        assert f"{marker} is {what}" in said
         assert "put a copy in its place, or give another --out" in said
 
 
