@@ -123,9 +123,6 @@ def shards(cache: Path) -> int:
     return len(list(cache.glob("*/*.safetensors")))
 
 
-@pytest.mark.skipif(
-    "PENCHANT_NIGHTLY" not in os.environ, reason="minutes of killing Ray; set PENCHANT_NIGHTLY to run it"
-)
 @pytest.mark.usefixtures("one_ray")
 def test_files_of_all_kinds_whatever_dies(work: Path, tmp_path: Path, llm: Backbone, caplog: Any) -> None:
     """A run is interrupted, the next one killed with its driver, and the last one loses an actor; it ends equal."""
