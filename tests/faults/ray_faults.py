@@ -68,7 +68,9 @@ class Encoding:
         """Ray's workers that do something, once there is one; none where the run ends before."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
-            if found := [n for n, line in self.started().items() if line.startswith("ray::") and "IDLE" not in line]:
+            # An agent of Ray's takes the whole node with it, which is no worker's death.
+            busy = {n: line for n, line in self.started().items() if line.startswith("ray::") and "Agent" not in line}
+            if found := [n for n, line in busy.items() if "IDLE" not in line]:
                 return sorted(found)
             time.sleep(0.05)
         return []
