@@ -55,7 +55,8 @@ SOURCE = {
     **dict.fromkeys(("sparse_checks", "sparse_sae", "sparse_people"), "sparse"),
     **dict.fromkeys(("lpc_people", "lpc_cost"), "lpc"),
     "personal_sentiment": "personal",
-    **dict.fromkeys(("scale_ray", "scale_memory", "scale_model", "scale_cost", "scale_fit", "scale_people"), "scale"),
+    "scale_fit": "scale_memory",
+    **dict.fromkeys(("scale_model", "scale_cost", "scale_people"), "scale"),
 }
 """The result a table is made from, where it is not its namesake."""
 

@@ -71,19 +71,21 @@ def scale_cost(record: dict[str, Any]) -> str:
 
 
 def scale_ray(record: dict[str, Any]) -> str:
-    figures, runs = record["figures"], record["details"]["ray"]["runs"]
-    stored = record["details"]["ray"]["everything_stored"]
+    figures, details = record["figures"], record["details"]
+    runs, stored = details["runs"], details["everything_stored"]
     rows = [["engine", "seconds of encoding", "with start-up", "over local", "with start-up", "everything stored, s"]]
     for name, own in runs.items():
         actors = name.removeprefix("ray ")
         ratios = ["1", "1"]
         if actors != name:
-            ratios = [f"{figures[f'ray_{what}_{actors}']:.2f}" for what in ("overhead", "with_start_up")]
+            low, high = figures[f"ray_overhead_{actors}_range"]
+            steady, whole = (figures[f"ray_{what}_{actors}"] for what in ("overhead", "with_start_up"))
+            ratios = [f"{steady:.2f} ({low:.2f} to {high:.2f})", f"{whole:.2f}"]
         told = "local" if actors == name else f"Ray, {actors} actor{'s' if actors != '1' else ''}"
         seconds = [f"{median(run[what] for run in own):.1f}" for what in ("steady", "seconds")]
         rows.append([told, *seconds, *ratios, f"{stored[name]:.1f}"])
     about = (
-        f"{record['details']['ray']['pairs']} demo pairs on {record['details']['ray']['cores']} cores, medians over "
+        f"{details['pairs']} demo pairs on {details['cores']} cores, medians (lowest to highest) over "
         f"{len(runs['local'])} rounds; latents equal to the last bit: {'yes' if figures['equal'] else 'no'}."
     )
     return f"{markdown(rows)}\n\n{about} {made(record)}"
@@ -100,7 +102,7 @@ TOLD = {
 
 def scale_memory(record: dict[str, Any]) -> str:
     rows = [["work", "pairs x 4,096", "latents", "peak memory", "seconds", "readings"]]
-    for each in record["details"]["memory"]["details"]["results"]:
+    for each in record["details"]["results"]:
         rows.append(
             [
                 TOLD[each["contender"]],
@@ -116,8 +118,8 @@ def scale_memory(record: dict[str, Any]) -> str:
 
 def scale_fit(record: dict[str, Any]) -> str:
     """A linear head on one view: as many readings as at the largest size that was measured."""
-    far = record["details"]["memory"]["details"]["far"]
-    rate = record["figures"]["memory_disk_gb_s"] * 1e9
+    far = record["details"]["far"]
+    rate = record["figures"]["disk_gb_s"] * 1e9
     rows = [["LLM", "pairs", "one reading", f"hours of reading at {rate / 1e9:.1f} GB/s"]]
     for shape in SHAPES:
         for pairs, told in ((1e6, "a million"), (1e7, "ten million"), (1e9, "a billion")):

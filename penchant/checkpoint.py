@@ -1,6 +1,6 @@
 """A run on disk, without pickle: weights and the optimizer's state as safetensors, and what the run says as JSON.
 
-Our own training loops keep all of it in one file (`save_run`, `load_run`).
+Our own training loops keep all of it in one file: `save_run` writes it, `read_run` reads it, `load_run` puts it back.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def put_moments(module: nn.Module, adam: torch.optim.Optimizer, found: Mapping[s
     adam.load_state_dict(state)
 
 
-def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
-    """What `save_run` was told.
+def read_run(path: Path, made_with: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, for `load_run`, and facts of one and the same file, which another process may replace at any time.
 
     Raises InputError if `facts["made_with"]` is not this, with the names that differ, or if `save_run` did not write
     the file, or a bit of it is damaged.
     """
-    facts = read_tensors(path)[1]
+    tensors, facts = read_tensors(path)
     before = facts.get("made_with") if isinstance(facts, dict) else None
     if not isinstance(before, dict):
         raise InputError(f"{path} is damaged, or of another version; delete it, or give another folder")
@@ -90,15 +90,17 @@ def read_facts(path: Path, made_with: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"{path} is of a run with another {', '.join(other)}; give the same settings, or another folder"
         )
-    return facts
+    return tensors, facts
 
 
-def load_run(path: Path, module: nn.Module, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Put weights and the optimizer's state back, bit for bit; returns the other tensors.
+def load_run(
+    path: Path, tensors: Mapping[str, Tensor], module: nn.Module, adam: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Put weights and the optimizer's state back as `read_run` found them, bit for bit; returns the other tensors.
 
-    `adam` trains parameters of `module` alone. Raises InputError if the weights are not those of such a module.
+    `adam` trains parameters of `module` alone. Raises InputError, which names `path`, if the weights are not those of
+    such a module.
     """
-    tensors, _ = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, STATE: {}, OTHER: {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")

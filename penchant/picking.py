@@ -113,7 +113,7 @@ def pick_best(
     if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"{path} would hold JSON lines; give an --out that ends in .jsonl")
     judge.check(user_id)
-    part, found = path.with_name(f".{path.name}.part"), Picked()
+    part, found = path.with_name(f".{path.name}.{os.getpid()}.part"), Picked()
     store = open_store(cache, judge.rewards.recipe)
     try:
         with (

@@ -406,7 +406,7 @@ def test_an_interrupt_says_how_to_go_on(work: Path, here: Path, capsys: Any, mon
     monkeypatch.setattr("penchant.cli.train.train_run", interrupted)
     assert main(["train", *train_arguments(work), "--out", "run"]) == 130
     assert capsys.readouterr().err == (
-        "penchant: interrupted; what was encoded is kept: run the same command to go on.\n"
+        "penchant: interrupted; what the cache holds is kept: run the same command to go on.\n"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -64,6 +66,14 @@ def _writable(out: Path, data: str) -> TextIO:
     if out.exists() and data != "-" and out.samefile(data):
         raise InputError(f"{data!r} cannot be read and overwritten at once; choose another --out.")
     try:
-        return out.open("w", encoding="utf-8")
+        file = out.open("a", encoding="utf-8")
+        if stat.S_ISREG(out.stat().st_mode):  # else a pipe or a terminal
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
+            file.truncate(0)
+    except BlockingIOError as error:
+        raise InputError(
+            f"another process is writing {out}; wait until it has ended, or choose another --out."
+        ) from error
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}; choose another --out.") from error
+    return file

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"penchant: {error.filename} cannot be used ({reason}): {DISK}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("penchant: interrupted; what was encoded is kept: run the same command to go on.", file=sys.stderr)
+        print("penchant: interrupted; what the cache holds is kept: run the same command to go on.", file=sys.stderr)
         return 130
     return 0
 

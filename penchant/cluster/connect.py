@@ -24,8 +24,11 @@ FEEDING = 2
 takes them. On a local Ray they share the actors' cores, as they have little to do."""
 STORE_BYTES = 512 << 20
 """Shared memory of a local Ray: texts and ids on their way, never latents."""
+RETRIES = 5
+"""How often a batch whose worker is lost is tried again: machines fail, but one batch's do not six times."""
 ANSWER_SECONDS = 20
 """How long a cluster may take to say that it is there."""
+ASK = "import ray, sys; ray.init(address=sys.argv[1])"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Pool:
 
     @property
     def remote(self) -> dict[str, Any]:
-        """Resources of an actor. Ray Data starts a lost one again, and its work with it, as often as need be."""
-        return {"num_cpus": self.cores, "num_gpus": self.gpus}
+        """Resources of an actor. Ray Data starts a lost one again as often as need be, its work RETRIES times."""
+        return {"num_cpus": self.cores, "num_gpus": self.gpus, "max_task_retries": RETRIES}
 
 
 @contextmanager
@@ -108,11 +111,15 @@ def _join(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=5).close()
         except (OSError, OverflowError) as error:
             raise InputError(f"nothing answers at {address} ({error}); {cure}.") from error
-    asked = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
-        subprocess.run(asked, capture_output=True, timeout=ANSWER_SECONDS, check=True)
+        subprocess.run([sys.executable, "-c", ASK, address], capture_output=True, timeout=ANSWER_SECONDS, check=True)
         _init(address=address)
     except (subprocess.SubprocessError, ConnectionError, RuntimeError, ValueError) as error:
+        if b"InvalidAuthToken" in (getattr(error, "stderr", None) or b""):
+            raise InputError(
+                f"the Ray cluster at address {address} asks for a token: set RAY_AUTH_MODE=token, with the cluster's "
+                "token in ~/.ray/auth_token or RAY_AUTH_TOKEN."
+            ) from error
         raise InputError(f"there is no Ray cluster at address {address}; {cure}.") from error
 
 

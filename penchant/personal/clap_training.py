@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from penchant.checkpoint import load_run, read_facts, save_run
+from penchant.checkpoint import load_run, read_run, save_run
 from penchant.errors import InputError
 from penchant.personal.adapter import LatentShift
 from penchant.personal.clap import DRAWS, FIGURES, Clap, ClapTerms
@@ -191,8 +191,9 @@ class Run:
 
     def resume(self, path: Path) -> None:
         """Go on from what `save` wrote; InputError if that was a run of other settings, texts or LLM."""
-        self.log = read_facts(path, self._made_with())["log"]
-        load_run(path, self.kept, self.adam)
+        tensors, facts = read_run(path, self._made_with())
+        load_run(path, tensors, self.kept, self.adam)
+        self.log = facts["log"]
 
     def _made_with(self) -> dict[str, Any]:
         texts = hashlib.blake2b(b"".join(item.key for group in self.groups for item in group), digest_size=16)

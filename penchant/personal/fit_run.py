@@ -143,6 +143,14 @@ def _fitted(
 ) -> Fitted:
     """Fit what is asked for, or take over what a run that was killed afterwards did."""
     names = list(rows_by_person(train))
+    had_rewards = system.rewards is not None
+    lacking = len(names) > 1 and (not (system.folder / POPULATION).is_file() or (rewards and not had_rewards))
+
+    def fit_population() -> None:
+        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
+        with _timed(cost, "population_seconds"):
+            system.fit_population(train, small, rewards=rewards, read=read, cache=cache, show_progress=show_progress)
+
     made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings), "read": read}
     marker = folder / FITTED
     if marker.is_file():
@@ -151,15 +159,12 @@ def _fitted(
         versions = {name: person.version for name, person in now.items()}
         if (kept["made_of"], kept["versions"], kept["contents"]) == (made_of, versions, contents(now.values())):
             cost |= kept["cost"]
+            if population is None and lacking:  # as what all share was damaged since, and deleted
+                fit_population()
             return Fitted(**{name: kept[name] for name in Fitted._fields})
-    had_rewards = system.rewards is not None
-    if population is None:
-        lacking = not (system.folder / POPULATION).is_file() or (rewards and not had_rewards)
-        population = lacking and len(names) > 1
+    population = lacking if population is None else population
     if population:
-        small = settings if isinstance(settings, LatentDPOSettings) else LatentDPOSettings()
-        with _timed(cost, "population_seconds"):
-            system.fit_population(train, small, rewards=rewards, read=read, cache=cache, show_progress=show_progress)
+        fit_population()
     before = list(system.users.get_many(names))
     full = isinstance(settings, FullEncoderSettings)
     outdated = len(system.users) - len(before) if population and rewards and had_rewards else 0

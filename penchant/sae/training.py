@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from penchant.checkpoint import load_run, read_facts, save_run
+from penchant.checkpoint import load_run, read_run, save_run
 from penchant.errors import InputError
 from penchant.sae.activations import Blocks
 from penchant.sae.autoencoder import SAEConfig, SparseAutoencoder
@@ -173,12 +173,12 @@ class Trainer:
     @classmethod
     def resume(cls, path: Path, config: TrainingConfig, source: dict[str, Any]) -> Trainer:
         """The run that `save` wrote. Raises InputError if it was one with other settings, or of other states."""
-        facts = read_facts(path, asdict(config) | source)
+        tensors, facts = read_run(path, asdict(config) | source)
         sae = SparseAutoencoder(SAEConfig(**facts["sae"]), str(path))
         if config.architecture == "jumprelu":
             sae.threshold = torch.nn.Parameter(sae.threshold)
         trainer = cls(config, sae)
-        trainer.silent = load_run(path, sae, trainer.adam)["silent"]
+        trainer.silent = load_run(path, tensors, sae, trainer.adam)["silent"]
         trainer.progress, trainer.source = Progress(**facts["progress"]), source
         return trainer
 

@@ -185,11 +185,12 @@ def _wrong(ended: Ended, reference: Ended, folder: Path) -> str:
 def cure(message: str, folder: Path, copies: dict[Path, bytes]) -> str:
     """Do what a refusal says: delete the file or folder that it names first, or put a copy in its place."""
     named = [Path(found.rstrip(".,;:)")) for found in re.findall(re.escape(str(folder)) + r"[^\s()'\"]*", message)]
-    path = next((path for path in named if path != folder and (path.exists() or path in copies)), None)
+    restores = "copy in its place" in message
+    path = next((path for path in named if path != folder and (path.exists() or (restores and path in copies))), None)
     if path is None:
         return "nothing, for it names nothing that is there"
     name = path.relative_to(folder)
-    if "copy in its place" in message and path in copies:
+    if restores and path in copies:
         for beside in path.parent.glob(f"{path.name}*"):  # a database has its log beside it
             beside.unlink()
         for beside, content in copies.items():
