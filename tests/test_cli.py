@@ -20,7 +20,9 @@ import yaml
 from transformers import AutoModelForSequenceClassification
 
 from penchant import RewardModel
+from penchant.cli.lines import write_batches
 from penchant.cli.main import main, parser
+from penchant.errors import InputError
 from tests.tiny_llm import LAYERS, save_tiny_llm, tiny_pairs
 
 N_PAIRS = 60
@@ -473,3 +475,22 @@ def test_a_reader_that_leaves_is_no_error(work: Path, here: Path, monkeypatch: p
     monkeypatch.setattr(told, "close", lambda: None)
     assert main(["score", str(work / "run" / "model"), "rows.jsonl"]) == 0
     assert told.getvalue() == ""
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("what was there before, and is longer than what comes\n" * 20)
+    data = str(tmp_path / "data.jsonl")
+    Path(data).touch()
+
+    def batches() -> Iterator[tuple[str, int]]:
+        yield "1\n", 1
+        with pytest.raises(InputError, match=r"another process is writing .*; wait until it has ended, or choose"):
+            write_batches(data, str(out), "score", iter([("other\n", 1)]))
+        yield "2\n", 1
+
+    write_batches(data, str(out), "score", batches())
+    assert out.read_text() == "1\n2\n"
+    write_batches(data, str(out), "score", iter([("3\n", 1)]))
+    assert out.read_text() == "3\n"
+    write_batches(data, os.devnull, "score", iter([("4\n", 1)]))

@@ -18,6 +18,7 @@ from penchant.personal.judging import margins
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.system import PersonalLLM
 from penchant.personal.users import Users
+from penchant.writing import alone
 from tests.test_report import Page
 from tests.tiny_llm import save_tiny_llm
 
@@ -192,7 +193,13 @@ def test_the_same_command_again_fits_nobody_twice(
     assert "run the same command" in capsys.readouterr().err
     assert fit(work, "again", "run-again", *few) == 0
     assert fit(work, "again", "run-again", *few) == 0
-    capsys.readouterr()
+    directions = (system / "rewards" / "model.safetensors").read_bytes()
+    shutil.rmtree(system / "rewards")  # as is said of rewards that are damaged
+    assert fit(work, "again", "run-again", *few) == 0
+    assert (system / "rewards" / "model.safetensors").read_bytes() == directions
+    with alone(work / "run-again"):
+        assert fit(work, "again", "run-again", *few) == 2
+    assert "another process is at work in" in capsys.readouterr().err
     assert {person.pairs for person in PersonalLLM.load(system).users.get_many(LIKES).values()} == {8}
     found = metrics(work / "run-again")
     assert {one["version"] for one in found["people"]} == {1}

@@ -357,6 +357,37 @@ def test_addresses_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_ray")
+def test_a_ray_of_our_own_is_for_this_machine_and_asks_for_a_token() -> None:
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    ours = {f"/proc/{pid}/fd/{fd}" for pid in below(os.getpid()) for fd in _listed(Path(f"/proc/{pid}/fd"))}
+    inodes = {_link(path)[len("socket:[") : -1] for path in ours if _link(path).startswith("socket:[")}
+    ports = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()]
+    listening = [row[1].rpartition(":")[0] for row in ports if row[3] == "0A" and row[9] in inodes]
+    assert len(listening) > 3
+    assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    ask = f"from ray._raylet import GcsClient; GcsClient({ray.get_runtime_context().gcs_address!r})"
+    asked = subprocess.run([sys.executable, "-c", ask], env=stranger, capture_output=True, text=True, timeout=120)
+    assert asked.returncode != 0
+    assert "InvalidAuthToken" in asked.stderr
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # its process has ended
+        return []
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+@pytest.mark.usefixtures("one_ray")
 def test_room_for_actors() -> None:
     for actors, gpus, told in ((0, None, "at least 1"), (3, None, "2 more to feed them"), (1, 1.0, "more than the 0")):
         with pytest.raises(InputError, match=told), connected(None, actors, gpus):

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import ray
 import torch
+from ray._private import ray_constants
 from ray.data import ActorPoolStrategy
 
 from penchant.errors import InputError, PenchantError
@@ -24,10 +26,8 @@ FEEDING = 2
 takes them. On a local Ray they share the actors' cores, as they have little to do."""
 STORE_BYTES = 512 << 20
 """Shared memory of a local Ray: texts and ids on their way, never latents."""
-RETRIES = 5
-"""How often a batch whose worker is lost is tried again: machines fail, but one batch's do not six times."""
-ANSWER_SECONDS = 20
-"""How long a cluster may take to say that it is there."""
+ANSWER_SECONDS = 60
+"""How long a cluster may take to say that it is there; half of it goes into importing Ray on a busy machine."""
 ASK = "import ray, sys; ray.init(address=sys.argv[1])"
 
 
@@ -56,8 +56,11 @@ class Pool:
 
     @property
     def remote(self) -> dict[str, Any]:
-        """Resources of an actor. Ray Data starts a lost one again as often as need be, its work RETRIES times."""
-        return {"num_cpus": self.cores, "num_gpus": self.gpus, "max_task_retries": RETRIES}
+        """Resources of an actor. Ray Data starts a lost one again, and its work with it, as often as need be.
+
+        No limit to that: work for a machine that is lost fails many times a second until Ray knows that it is.
+        """
+        return {"num_cpus": self.cores, "num_gpus": self.gpus}
 
 
 @contextmanager
@@ -91,13 +94,15 @@ def connected(address: str | None, actors: int | None, gpus_per_actor: float | N
 
 def _start(actors: int) -> None:
     cores = max(1, torch.get_num_threads() // actors) * actors
-    _init(
-        address="local",
-        num_cpus=cores + FEEDING,
-        include_dashboard=False,
-        object_store_memory=STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    # On Linux Ray would take 127.0.0.1 for the machine's address in the network and listen there, for others to join.
+    with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        _init(
+            address="local",
+            num_cpus=cores + FEEDING,
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
 
 
 def _join(address: str) -> None:

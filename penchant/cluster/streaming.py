@@ -10,7 +10,6 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from ray.data import DataContext, Dataset
-from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from penchant import errors
 from penchant.errors import InputError, PenchantError
@@ -27,7 +26,6 @@ def quiet() -> Iterator[None]:
             handler.setLevel(logging.CRITICAL + 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.")  # few rows for many actors is no news
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # nothing else bounds retries
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -41,23 +39,12 @@ def quiet() -> Iterator[None]:
 def stream(rows: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
     """The rows, as they are made; leaving it ends what is still at work.
 
-    Raises the PenchantError of a row's column "error" (see `told`), or one that says that a worker could not be kept
-    alive. Errors of the user travel as rows, as Ray would take an exception for a fault of its own and log it, or try
-    again.
+    Raises the PenchantError of a row's column "error" (see `told`). Errors of the user travel as rows, as Ray would
+    take an exception for a fault of its own and log it, or try again.
     """
     blocks: Any = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     with closing(blocks):
-        yield _good(row for block in _alive(blocks) for row in block.to_pylist())
-
-
-def _alive(blocks: Iterable[Any]) -> Iterator[Any]:
-    try:
-        yield from blocks
-    except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
-        raise PenchantError(
-            "the same work ended its Ray worker each time it was tried; as a rule memory is short there: use a lower "
-            "token_budget or fewer actors (Ray's log files say more), then run the same command again."
-        ) from error
+        yield _good(row for block in blocks for row in block.to_pylist())
 
 
 def _good(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

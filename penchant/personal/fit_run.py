@@ -27,7 +27,7 @@ from penchant.personal.records import Person
 from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import people_warnings
 from penchant.saved import read_json
-from penchant.writing import write_text
+from penchant.writing import alone, write_text
 
 FITTED = "fitted.json"
 """Says in a run's folder who its people are once they are in the database: what a killed run must not do twice."""
@@ -75,10 +75,11 @@ def fit_run(
         seed: of the intervals, the prompts shown and the answers.
         examples: held-out prompts that a few people's answers are compared on; 0 for none.
 
-    Raises InputError where nobody in `test` is known.
+    Raises InputError where nobody in `test` is known, PenchantError where another process fits in `folder`.
     """
     cost: dict[str, Any] = {}
-    fitted = _fitted(system, train, folder, settings, population, rewards, read, cache, cost, show_progress)
+    with alone(folder):  # else who waits here meanwhile would fit the people of another process once more
+        fitted = _fitted(system, train, folder, settings, population, rewards, read, cache, cost, show_progress)
     known = set(system.users.get_many(list(rows_by_person(test))))
     rows = [row for row, who in enumerate(test["user_id"]) if who in known]
     if not rows:

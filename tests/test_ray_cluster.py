@@ -1,0 +1,81 @@
+"""Ray on two machines, both played by this one: joined by address and token, and one of them is lost amid the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penchant.backbone import Backbone
+from penchant.encode import fill
+from penchant.pairs import load_pairs
+from penchant.store import Store
+from tests.tiny_llm import save_tiny_llm, tiny_pairs
+
+pytest.importorskip("ray", reason="the ray engine needs the extra ray")
+
+MACHINES = """
+from ray.cluster_utils import Cluster
+machine = {"num_cpus": 3, "object_store_memory": 100 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={**machine, "include_dashboard": False})
+second = cluster.add_node(**machine)
+print(cluster.address, flush=True)
+if input() == "lose one":
+    cluster.remove_node(second, allow_graceful=False)
+    input()
+cluster.shutdown()
+"""
+"""A process whose standard input says what becomes of its cluster; a process, as Ray asks for tokens by process."""
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+
+@pytest.fixture
+def machines() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", MACHINES]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **TOKEN}
+    ) as process:
+        yield process
+        process.communicate("end\nend\n")
+
+
+def test_a_machine_of_a_cluster_is_lost(machines: subprocess.Popen[str], tmp_path: Path) -> None:
+    save_tiny_llm(tmp_path / "llm")
+    data, cache = tmp_path / "pairs.jsonl", tmp_path / "ray"
+    data.write_text("".join(json.dumps(row) + "\n" for row in tiny_pairs(400)), encoding="utf-8")
+    assert machines.stdin
+    assert machines.stdout
+    address = machines.stdout.readline().strip()
+    command = [
+        sys.executable, "-m", "penchant", "encode", str(data), "--model", str(tmp_path / "llm"), "--dtype", "float32",
+        "--views", "[2:mean,3:last]", "--token_budget", "256", "--cache", str(cache), "--engine", "ray",
+        "--address", address, "--actors", "2",
+    ]  # fmt: skip
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    refused = subprocess.run(command, env=without, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert f"the Ray cluster at address {address} asks for a token: set RAY_AUTH_MODE=token" in refused.stderr
+
+    with subprocess.Popen(command, env={**without, **TOKEN}, stdout=subprocess.PIPE, text=True) as process:
+        while len(list(cache.glob("*/*.safetensors"))) < 4 and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None
+        machines.stdin.write("lose one\n")
+        machines.stdin.flush()
+        told = process.communicate()[0]
+    assert process.returncode == 0
+    assert "800 sequences encoded, 0 were cached" in told
+
+    llm, pairs = Backbone.load(str(tmp_path / "llm"), dtype="float32"), load_pairs(data)
+    recipe = llm.recipe(("2:mean", "3:last"))
+    mine, theirs = Store(tmp_path / "local", recipe), Store(cache, recipe)
+    keys, _ = fill(llm, recipe, pairs, mine, token_budget=256, show_progress=False)
+    assert all(np.array_equal(mine.read(k).view(np.uint32), theirs.read(k).view(np.uint32)) for k in keys.values())
