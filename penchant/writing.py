@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -118,18 +119,26 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """The folder for this process; PenchantError where another one has it. Who dies has it no longer."""
+def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """The folder for this process; PenchantError where another one still has it after `patience` seconds.
+
+    Who dies has it no longer.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise PenchantError(
-                f"another process is at work in {folder}; wait until it has ended, or use another folder"
-            ) from error
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= end:
+                    raise PenchantError(
+                        f"another process is at work in {folder}; wait until it has ended, or use another folder"
+                    ) from error
+                time.sleep(0.1)
         yield
 
 

@@ -197,6 +197,8 @@ def test_the_same_command_again_fits_nobody_twice(
     shutil.rmtree(system / "rewards")  # as is said of rewards that are damaged
     assert fit(work, "again", "run-again", *few) == 0
     assert (system / "rewards" / "model.safetensors").read_bytes() == directions
+    assert fit(work, "again", "again", *few) == 2
+    assert "is the system's own folder" in capsys.readouterr().err
     with alone(work / "run-again"):
         assert fit(work, "again", "run-again", *few) == 2
     assert "another process is at work in" in capsys.readouterr().err

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +172,11 @@ with alone(Path({str(tmp_path)!r})):
     assert process.stdout.readline() == "mine\n"
     with pytest.raises(PenchantError, match=f"another process is at work in {tmp_path}; wait"), alone(tmp_path):
         pass
-    process.kill()
-    process.wait()
-    with alone(tmp_path):
-        pass
+    ending = threading.Timer(0.3, process.kill)
+    ending.start()
+    with alone(tmp_path, patience=60):
+        assert process.wait() == -signal.SIGKILL
+    ending.join()
 
 
 def test_a_seal_covers_every_file_but_the_card(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from penchant.backbone import DEFAULT
@@ -216,6 +217,8 @@ def fit(
     settings = FullEncoderSettings(**chosen, seed=seed) if full else LatentDPOSettings(**chosen)
     if examples < 0 or max_new_tokens < 1:
         raise InputError(f"examples is {examples} and max_new_tokens {max_new_tokens}; give 0 or more, and 1 or more.")
+    if out is not None and Path(out).resolve() == Path(system).resolve():
+        raise InputError(f"{out} is the system's own folder, with the report of its pretraining; give another --out.")
     run = Run(out, "people", config)
     skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
     pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)

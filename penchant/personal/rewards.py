@@ -25,6 +25,9 @@ from penchant.store_shard import remove_dead_temps, temp_in
 from penchant.store_views import open_store
 from penchant.writing import alone, writing
 
+SAVING_SECONDS = 60
+"""How long to wait for another process that saves: what was fitted should not be lost to a moment."""
+
 
 def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
     """What `save_rewards` wrote last and whole, None where nothing is there; InputError where that is damaged."""
@@ -42,10 +45,10 @@ def load_rewards(folder: Path, backbone: Backbone) -> RewardModel | None:
 def save_rewards(rewards: RewardModel, folder: Path) -> None:
     """Write a whole folder, then let it take the place of what is there.
 
-    Raises PenchantError where the disk refuses, or another process does the same just now.
+    Raises PenchantError where the disk refuses, or another process does not come to an end of the same.
     """
     old = _old(folder)
-    with alone(folder.parent), writing(folder):
+    with alone(folder.parent, SAVING_SECONDS), writing(folder):
         remove_dead_temps(folder.parent)
         new = temp_in(folder.parent)
         try:
