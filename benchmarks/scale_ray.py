@@ -100,14 +100,14 @@ def measure(pairs: int, rounds: int, cores: int, dtype: str) -> tuple[dict[str, 
         equal = same_latents(pairs, [Path(work) / f"{name} 0" for name in engines], dtype)
 
     def ratios(name: str, what: str) -> list[float]:
-        return sorted(round(ray[what] / local[what], 3) for ray, local in zip(runs[name], runs["local"], strict=True))
+        return sorted(round(ray[what] / local[what], 4) for ray, local in zip(runs[name], runs["local"], strict=True))
 
     figures: dict[str, Any] = {"equal": equal}
     for name, actors in list(engines.items())[1:]:
         found = ratios(name, "steady")
-        figures[f"ray_overhead_{actors}"] = round(median(found), 3)
+        figures[f"ray_overhead_{actors}"] = round(median(found), 4)
         figures[f"ray_overhead_{actors}_range"] = [found[0], found[-1]]
-        figures[f"ray_with_start_up_{actors}"] = round(median(ratios(name, "seconds")), 3)
+        figures[f"ray_with_start_up_{actors}"] = round(median(ratios(name, "seconds")), 4)
     figures["ray_overhead"] = figures[f"ray_overhead_{cores}"]
     for name in engines:
         figures[f"resume_cost_{name.replace(' ', '_')}"] = round(again[name] / runs[name][0]["seconds"], 3)

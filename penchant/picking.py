@@ -22,6 +22,7 @@ from penchant.judge import Judge
 from penchant.pair_checks import BadRow, label
 from penchant.pair_files import open_source
 from penchant.prompts import has_prompts_alone, prompts_alone
+from penchant.store_shard import remove_dead_temps, temp_in
 from penchant.store_views import open_store
 
 ROWS = 256
@@ -113,7 +114,8 @@ def pick_best(
     if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"{path} would hold JSON lines; give an --out that ends in .jsonl")
     judge.check(user_id)
-    part, found = path.with_name(f".{path.name}.{os.getpid()}.part"), Picked()
+    remove_dead_temps(path.parent)
+    part, found = temp_in(path.parent), Picked()
     store = open_store(cache, judge.rewards.recipe)
     try:
         with (

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -118,6 +119,18 @@ def _replacing(path: Path) -> Iterator[Path]:
             temp.unlink()
 
 
+def lock(file: IO[str]) -> None:
+    """The open file for this process until it is closed; BlockingIOError where another has it.
+
+    A disk without locks, as some in networks are, gives none.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
 @contextlib.contextmanager
 def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """The folder for this process; PenchantError where another one still has it after `patience` seconds.
@@ -131,9 +144,9 @@ def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
         end = time.monotonic() + patience
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
                 break
-            except OSError as error:
+            except BlockingIOError as error:
                 if time.monotonic() >= end:
                     raise PenchantError(
                         f"another process is at work in {folder}; wait until it has ended, or use another folder"

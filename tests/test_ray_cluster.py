@@ -29,6 +29,7 @@ second = cluster.add_node(**machine)
 print(cluster.address, flush=True)
 if input() == "lose one":
     cluster.remove_node(second, allow_graceful=False)
+    print("lost", flush=True)
     input()
 cluster.shutdown()
 """
@@ -36,15 +37,22 @@ cluster.shutdown()
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
+WAIT = 300
+
+
 @pytest.fixture
-def machines() -> Iterator[subprocess.Popen[str]]:
+def machines(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", MACHINES]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **TOKEN}
-    ) as process:
-        yield process
-        process.communicate("end\nend\n")
+    pipe, environment = subprocess.PIPE, {**os.environ, **TOKEN}
+    with (
+        (tmp_path / "machines").open("w") as said,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True, env=environment) as process,
+    ):
+        try:
+            yield process
+            process.communicate("end\nend\n", timeout=WAIT)
+        finally:
+            process.kill()
 
 
 def test_a_machine_of_a_cluster_is_lost(machines: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -54,23 +62,31 @@ def test_a_machine_of_a_cluster_is_lost(machines: subprocess.Popen[str], tmp_pat
     assert machines.stdin
     assert machines.stdout
     address = machines.stdout.readline().strip()
+    assert address, (tmp_path / "machines").read_text()
     command = [
         sys.executable, "-m", "penchant", "encode", str(data), "--model", str(tmp_path / "llm"), "--dtype", "float32",
         "--views", "[2:mean,3:last]", "--token_budget", "256", "--cache", str(cache), "--engine", "ray",
         "--address", address, "--actors", "2",
     ]  # fmt: skip
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    refused = subprocess.run(command, env=without, capture_output=True, text=True)
+    refused = subprocess.run(command, env=without, capture_output=True, text=True, timeout=WAIT)
     assert refused.returncode == 2
     assert f"the Ray cluster at address {address} asks for a token: set RAY_AUTH_MODE=token" in refused.stderr
 
     with subprocess.Popen(command, env={**without, **TOKEN}, stdout=subprocess.PIPE, text=True) as process:
-        while len(list(cache.glob("*/*.safetensors"))) < 4 and process.poll() is None:
-            time.sleep(0.01)
-        assert process.poll() is None
-        machines.stdin.write("lose one\n")
-        machines.stdin.flush()
-        told = process.communicate()[0]
+        try:
+            end = time.monotonic() + WAIT
+            while len(list(cache.glob("*/*.safetensors"))) < 4:
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            machines.stdin.write("lose one\n")
+            machines.stdin.flush()
+            assert machines.stdout.readline() == "lost\n"
+            assert process.poll() is None, "it was at work when the machine was lost"
+            told = process.communicate(timeout=WAIT)[0]
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert "800 sequences encoded, 0 were cached" in told
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,13 @@ with alone(Path({str(tmp_path)!r})):
     assert process.stdout.readline() == "mine\n"
     with pytest.raises(PenchantError, match=f"another process is at work in {tmp_path}; wait"), alone(tmp_path):
         pass
-    ending = threading.Timer(0.3, process.kill)
+    start = time.monotonic()
+    ending = threading.Timer(0.5, process.kill)
     ending.start()
     with alone(tmp_path, patience=60):
-        assert process.wait() == -signal.SIGKILL
+        assert time.monotonic() - start >= 0.5
     ending.join()
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_a_seal_covers_every_file_but_the_card(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from tqdm.auto import tqdm
 
 from penchant.errors import InputError
 from penchant.responses import Lines, dump_lines, parse_line, read_lines
-from penchant.writing import writing
+from penchant.writing import lock, writing
 
 
 def check_data(data: str, purpose: str) -> None:
@@ -68,7 +67,7 @@ def _writable(out: Path, data: str) -> TextIO:
     try:
         file = out.open("a", encoding="utf-8")
         if stat.S_ISREG(out.stat().st_mode):  # else a pipe or a terminal
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
+            lock(file)
             file.truncate(0)
     except BlockingIOError as error:
         raise InputError(

@@ -120,7 +120,7 @@ def _join(address: str) -> None:
         subprocess.run([sys.executable, "-c", ASK, address], capture_output=True, timeout=ANSWER_SECONDS, check=True)
         _init(address=address)
     except (subprocess.SubprocessError, ConnectionError, RuntimeError, ValueError) as error:
-        if b"InvalidAuthToken" in (getattr(error, "stderr", None) or b""):
+        if b"AuthenticationError" in (said := getattr(error, "stderr", None) or b"") or b"InvalidAuthToken" in said:
             raise InputError(
                 f"the Ray cluster at address {address} asks for a token: set RAY_AUTH_MODE=token, with the cluster's "
                 "token in ~/.ray/auth_token or RAY_AUTH_TOKEN."

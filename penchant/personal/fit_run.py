@@ -24,6 +24,7 @@ from penchant.personal.people import POPULATION, Read, Settings
 from penchant.personal.people_map import people_map
 from penchant.personal.people_pairs import rows_by_person
 from penchant.personal.records import Person
+from penchant.personal.rewards import name_of
 from penchant.personal.system import PersonalLLM
 from penchant.personal.watch import people_warnings
 from penchant.saved import read_json
@@ -78,7 +79,9 @@ def fit_run(
     Raises InputError where nobody in `test` is known, PenchantError where another process fits in `folder`.
     """
     cost: dict[str, Any] = {}
-    with alone(folder):  # else who waits here meanwhile would fit the people of another process once more
+    if folder.resolve() == system.folder.resolve():
+        raise InputError(f"{folder} is the system's own folder; give another --out.")
+    with alone(folder):  # else two would fit the same people one after the other, unless the first has left its marker
         fitted = _fitted(system, train, folder, settings, population, rewards, read, cache, cost, show_progress)
     known = set(system.users.get_many(list(rows_by_person(test))))
     rows = [row for row, who in enumerate(test["user_id"]) if who in known]
@@ -152,7 +155,13 @@ def _fitted(
         with _timed(cost, "population_seconds"):
             system.fit_population(train, small, rewards=rewards, read=read, cache=cache, show_progress=show_progress)
 
-    made_of = {"system": system.facts["digest"], "pairs": _digest(train), "settings": asdict(settings), "read": read}
+    made_of = {
+        "system": system.facts["digest"],
+        "pairs": _digest(train),
+        "settings": asdict(settings),
+        "read": read,
+        "rewards": rewards,
+    }
     marker = folder / FITTED
     if marker.is_file():
         kept = _read_marker(marker)
@@ -162,7 +171,9 @@ def _fitted(
             cost |= kept["cost"]
             if population is None and lacking:  # as what all share was damaged since, and deleted
                 fit_population()
-            return Fitted(**{name: kept[name] for name in Fitted._fields})
+                population = False
+            if kept["directions"] == name_of(system.rewards):  # else tastes are to be fitted anew
+                return Fitted(**{name: kept[name] for name in Fitted._fields})
     population = lacking if population is None else population
     if population:
         fit_population()
@@ -176,7 +187,8 @@ def _fitted(
         cost["fit_seconds"] = time.perf_counter() - start
         cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
         fitted = Fitted({person.user_id: person.version for person in people}, before, outdated)
-        kept = {"made_of": made_of, "contents": contents(people), **fitted._asdict(), "cost": cost}
+        kept = {"made_of": made_of, "directions": name_of(system.rewards), "contents": contents(people)}
+        kept |= {**fitted._asdict(), "cost": cost}
         write_text(marker, json.dumps(kept) + "\n")
 
     versions = system.fit_users(
@@ -191,7 +203,7 @@ def _read_marker(marker: Path) -> dict[str, Any]:
         " to fit them once more."
     )
     kept = read_json(marker, cure)
-    if not {"made_of", "contents", "cost", *Fitted._fields} <= kept.keys():
+    if not {"made_of", "directions", "contents", "cost", *Fitted._fields} <= kept.keys():
         raise InputError(f"{marker} is damaged (it lacks a part); {cure}")
     return kept
 
