@@ -261,6 +261,9 @@ def test_without_rewards_people_are_judged_by_z_alone(work: Path, capsys: pytest
     write(work / "few.jsonl", [{"prompt": "Hi", "response": "a"}])
     assert main(["personal", "score", str(system), str(work / "few.jsonl")]) == 2
     assert "no personal rewards yet" in capsys.readouterr().err
+    for _ in range(2):  # asked for now, and then there
+        assert fit(work, "bare", "run-bare", "--examples", "0") == 0
+        assert metrics(work / "run-bare")["accuracy"].keys() >= {"taste_own", "taste_pooled"}
 
 
 def test_one_persons_pairs_and_a_test_file(work: Path, fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -359,9 +359,8 @@ def test_addresses_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("one_ray")
 def test_a_ray_of_our_own_is_for_this_machine_and_asks_for_a_token() -> None:
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
-    ours = {
-        f"/proc/{pid}/fd/{fd}" for pid in (os.getpid(), *below(os.getpid())) for fd in _listed(Path(f"/proc/{pid}/fd"))
-    }
+    folders = [Path(f"/proc/{pid}/fd") for pid in (os.getpid(), *below(os.getpid()))]
+    ours = {str(folder / fd) for folder in folders for fd in _listed(folder)}
     inodes = {_link(path)[len("socket:[") : -1] for path in ours if _link(path).startswith("socket:[")}
     ports = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()]
     listening = [row[1].rpartition(":")[0] for row in ports if row[3] == "0A" and row[9] in inodes]
