@@ -52,7 +52,11 @@ FULL: Plan = {
     "cap_mb": 1500,
     "pairs": {**dict.fromkeys(("gather", "linear", "mlp", "lens"), SIZES), "memory": (20_000,)},
 }
-QUICK: Plan = {"width": 512, "cap_mb": 250, "pairs": dict.fromkeys(("gather", "linear", "lens"), (16_000, 64_000))}
+QUICK: Plan = {
+    "width": 512,
+    "cap_mb": 250,
+    "pairs": {**dict.fromkeys(("gather", "linear"), (16_000, 64_000)), "lens": (8_000, 32_000)},
+}
 TARGET = 10_000_000, 4096
 ROWS = 1000
 """Pairs written at once."""

@@ -83,9 +83,10 @@ def same_latents(pairs: int, caches: list[Path], dtype: str) -> bool:
     return all(np.array_equal(a, b) for other in found for a, b in zip(found[0], other, strict=True))
 
 
-def measure(pairs: int, rounds: int, cores: int, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures and their details: the seconds of every run, by engine."""
-    engines = {"local": 0, "ray 1": 1, f"ray {cores}": cores}
+def measure(pairs: int, rounds: int, dtype: str, one: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and their details: the seconds of every run, by engine; what one actor takes only if asked for."""
+    cores = os.cpu_count() or 1
+    engines = {"local": 0, **({"ray 1": 1} if one else {}), f"ray {cores}": cores}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
     again: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -103,6 +104,8 @@ def measure(pairs: int, rounds: int, cores: int, dtype: str) -> tuple[dict[str, 
         return sorted(round(ray[what] / local[what], 4) for ray, local in zip(runs[name], runs["local"], strict=True))
 
     figures: dict[str, Any] = {"equal": equal}
+    names = ("overhead_1", "overhead_1_range", "with_start_up_1")
+    figures |= {f"ray_{name}": None for name in names} | {"resume_cost_ray_1": None}
     for name, actors in list(engines.items())[1:]:
         found = ratios(name, "steady")
         figures[f"ray_overhead_{actors}"] = round(median(found), 4)
@@ -128,13 +131,17 @@ def _told(run: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="40 pairs, one round; not recorded")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="40 pairs, one round, without one actor; ratios say little then, and are not recorded",
+    )
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     pairs, rounds = (40, 1) if options.quick else (options.pairs, options.rounds)
-    figures, details = measure(pairs, rounds, os.cpu_count() or 1, options.dtype)
+    figures, details = measure(pairs, rounds, options.dtype, one=not options.quick)
     rows = [["figure", "measured", "goal"]]
     for name, value in figures.items():
         rows.append([name, str(value), f"at most {GOAL:g}" if name == "ray_overhead" else ""])
