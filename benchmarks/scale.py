@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few pairs and one round, under 5 minutes")
     quick = parser.parse_args().quick
 
-    model = scale_model.check(8, (10, 20), 1) if quick else scale_model.check(20, (10, 20, 30), 3)
+    model = scale_model.check(4, (10, 20), 1) if quick else scale_model.check(20, (10, 20, 30), 3)
     print(table(scale_model.rows_of(model)), flush=True)
     ray, grown = part("scale_ray.py", quick), part("scale_memory.py", quick)
     gpu = scale_gpu.measure()

@@ -55,7 +55,7 @@ FULL: Plan = {
 QUICK: Plan = {
     "width": 512,
     "cap_mb": 250,
-    "pairs": {**dict.fromkeys(("gather", "linear"), (16_000, 64_000)), "lens": (8_000, 32_000)},
+    "pairs": {**dict.fromkeys(("gather", "linear"), (16_000, 64_000)), "lens": (5_000, 20_000)},
 }
 TARGET = 10_000_000, 4096
 ROWS = 1000

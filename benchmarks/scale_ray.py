@@ -134,13 +134,13 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="40 pairs, one round, without one actor; ratios say little then, and are not recorded",
+        help="24 pairs, one round, without one actor; ratios say little then, and are not recorded",
     )
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    pairs, rounds = (40, 1) if options.quick else (options.pairs, options.rounds)
+    pairs, rounds = (24, 1) if options.quick else (options.pairs, options.rounds)
     figures, details = measure(pairs, rounds, options.dtype, one=not options.quick)
     rows = [["figure", "measured", "goal"]]
     for name, value in figures.items():
