@@ -20,7 +20,6 @@ from penchant.errors import InputError
 from penchant.generation import Generator
 from penchant.judge import Judge
 from penchant.picking import Picked, line, pick_best, sampled_rows
-from penchant.store_shard import temp_in
 from tests.tiny_judges import save_tiny_model, save_tiny_people
 from tests.tiny_llm import save_tiny_llm
 
@@ -108,9 +107,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(
         return whole(self, *texts, **more, cost=costs[-1])
 
     monkeypatch.setattr(Judge, "score", killed)
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = temp_in(here).name.split("-")
-    (here / "-".join((*left[:2], dead.stdout.strip(), left[3]))).write_text("what a run left that was killed at once")
+    left = f"from pathlib import Path; from penchant.store_shard import temp_in; temp_in(Path({str(here)!r})).touch()"
+    subprocess.run([sys.executable, "-c", left], check=True)  # as a run that was killed at once
+    assert list(here.glob(".tmp-*"))
     assert main([*asked, "best.jsonl"]) == 130
     assert not (here / "best.jsonl").exists()
     assert not list(here.glob(".*"))

@@ -477,7 +477,7 @@ def test_a_reader_that_leaves_is_no_error(work: Path, here: Path, monkeypatch: p
     assert told.getvalue() == ""
 
 
-def test_what_another_process_is_writing_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("what was there before, and is longer than what comes\n" * 20)
     data = str(tmp_path / "data.jsonl")

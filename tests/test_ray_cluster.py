@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,16 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from penchant.backbone import Backbone
-from penchant.encode import fill
 from penchant.pairs import load_pairs
-from penchant.store import Store
 from tests.tiny_llm import save_tiny_llm, tiny_pairs
 
 pytest.importorskip("ray", reason="the ray engine needs the extra ray")
+
+from tests.test_cluster import BUDGET, same_as_local, write_lines
 
 MACHINES = """
 from ray.cluster_utils import Cluster
@@ -57,15 +55,14 @@ def machines(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_machine_of_a_cluster_is_lost(machines: subprocess.Popen[str], tmp_path: Path) -> None:
     save_tiny_llm(tmp_path / "llm")
-    data, cache = tmp_path / "pairs.jsonl", tmp_path / "ray"
-    data.write_text("".join(json.dumps(row) + "\n" for row in tiny_pairs(400)), encoding="utf-8")
+    data, cache = write_lines(tmp_path / "pairs.jsonl", tiny_pairs(400)), tmp_path / "ray"
     assert machines.stdin
     assert machines.stdout
     address = machines.stdout.readline().strip()
     assert address, (tmp_path / "machines").read_text()
     command = [
         sys.executable, "-m", "penchant", "encode", str(data), "--model", str(tmp_path / "llm"), "--dtype", "float32",
-        "--views", "[2:mean,3:last]", "--token_budget", "256", "--cache", str(cache), "--engine", "ray",
+        "--views", "[2:mean,3:last]", "--token_budget", str(BUDGET), "--cache", str(cache), "--engine", "ray",
         "--address", address, "--actors", "2",
     ]  # fmt: skip
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
@@ -90,8 +87,5 @@ def test_a_machine_of_a_cluster_is_lost(machines: subprocess.Popen[str], tmp_pat
     assert process.returncode == 0
     assert "800 sequences encoded, 0 were cached" in told
 
-    llm, pairs = Backbone.load(str(tmp_path / "llm"), dtype="float32"), load_pairs(data)
-    recipe = llm.recipe(("2:mean", "3:last"))
-    mine, theirs = Store(tmp_path / "local", recipe), Store(cache, recipe)
-    keys, _ = fill(llm, recipe, pairs, mine, token_budget=256, show_progress=False)
-    assert all(np.array_equal(mine.read(k).view(np.uint32), theirs.read(k).view(np.uint32)) for k in keys.values())
+    llm = Backbone.load(str(tmp_path / "llm"), dtype="float32")
+    assert same_as_local(cache, tmp_path / "local", llm, load_pairs(data))

@@ -12,7 +12,7 @@ from penchant.errors import InputError
 from penchant.pairs import load_pairs
 from penchant.personal.clap_training import ClapSettings
 from penchant.personal.encoder import LATENT
-from penchant.personal.fit_run import fit_run
+from penchant.personal.fit_run import check_out, fit_run
 from penchant.personal.fitting import LatentDPOSettings
 from penchant.personal.full_encoder import FullEncoderSettings
 from penchant.personal.people_pairs import hold_out, with_people
@@ -217,8 +217,8 @@ def fit(
     settings = FullEncoderSettings(**chosen, seed=seed) if full else LatentDPOSettings(**chosen)
     if examples < 0 or max_new_tokens < 1:
         raise InputError(f"examples is {examples} and max_new_tokens {max_new_tokens}; give 0 or more, and 1 or more.")
-    if out is not None and Path(out).resolve() == Path(system).resolve():
-        raise InputError(f"{out} is the system's own folder, with the report of its pretraining; give another --out.")
+    if out is not None:
+        check_out(Path(out), Path(system))  # before the run's folder is begun
     run = Run(out, "people", config)
     skipped = run.folder / "skipped.jsonl" if on_bad == "skip" else None
     pairs = load_pairs(data, split=split, columns=columns, on_bad=on_bad, limit=limit, skipped_file=skipped)

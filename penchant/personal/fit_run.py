@@ -79,8 +79,7 @@ def fit_run(
     Raises InputError where nobody in `test` is known, PenchantError where another process fits in `folder`.
     """
     cost: dict[str, Any] = {}
-    if folder.resolve() == system.folder.resolve():
-        raise InputError(f"{folder} is the system's own folder; give another --out.")
+    check_out(folder, system.folder)
     with alone(folder):  # else two would fit the same people one after the other, unless the first has left its marker
         fitted = _fitted(system, train, folder, settings, population, rewards, read, cache, cost, show_progress)
     known = set(system.users.get_many(list(rows_by_person(test))))
@@ -131,6 +130,14 @@ def fit_run(
     }
     metrics["warnings"] = people_warnings(metrics, fitted.before, fitted.outdated)
     return metrics
+
+
+def check_out(folder: Path, system: Path) -> None:
+    """InputError where a run would write over the report of its system's pretraining."""
+    if folder.resolve() == system.resolve():
+        raise InputError(
+            f"{folder} is the system's own folder, with the report of its pretraining; give another --out."
+        )
 
 
 def _fitted(
@@ -187,9 +194,9 @@ def _fitted(
         cost["fit_seconds"] = time.perf_counter() - start
         cost["people_per_second"] = len(names) / max(cost["fit_seconds"], 1e-9)
         fitted = Fitted({person.user_id: person.version for person in people}, before, outdated)
-        kept = {"made_of": made_of, "directions": name_of(system.rewards), "contents": contents(people)}
-        kept |= {**fitted._asdict(), "cost": cost}
-        write_text(marker, json.dumps(kept) + "\n")
+        directions = name_of(system.rewards)
+        known = {"made_of": made_of, "directions": directions, "contents": contents(people), "cost": cost}
+        write_text(marker, json.dumps({**known, **fitted._asdict()}) + "\n")
 
     versions = system.fit_users(
         train, settings, full=full, read=read, cache=cache, show_progress=show_progress, before_keeping=note
